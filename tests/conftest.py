@@ -9,14 +9,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Both must be set before the first test module imports Keras; this file never imports it, so that tests of the
-# tokenizers alone stay free of a backend.
+# Both must be set before the first test module imports Keras; this file never imports it, so that tests of
+# the tokenizers alone stay free of a backend.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Absolute tolerances. float32 is the rule for outputs of a few layers; the others have their reason beside them.
+# Absolute tolerances. float32 is the rule for the outputs of a model.
 TOLERANCES = {
     "float32": 1e-5,
     "float16": 5e-3,  # 10 bits of fraction
@@ -25,8 +25,8 @@ TOLERANCES = {
     "golden": 1e-4,  # the numbers of the specification are printed with few digits
 }
 
-# A first example compiles graphs for seconds, which a deadline would report as a flaky test. Hosted CI draws the same
-# examples every time; a developer's run keeps looking for new ones.
+# A first example compiles graphs for seconds, which a deadline would report as a flaky test. CI draws the
+# same examples every time; a developer's run keeps looking for new ones.
 hypothesis.settings.register_profile("bert4x", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("bert4x")
 
