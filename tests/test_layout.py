@@ -42,8 +42,9 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 RUNTIME = "bert4x.backend.runtime"
 FILE_FORMATS = {"bert4x.models.checkpoint", "bert4x.models.tensor_file"}
 
-# Inside models, bottom up: these, base, then the families and what works on any model, then __init__, which may
-# import all. A family writes its weight table and its initial values with the words of `weights` and `initializers`.
+# Inside models, bottom up: these, base, then the families and what works on any model, then __init__, which
+# may import all. A family writes its weight table and initial values with the words of `weights` and
+# `initializers`.
 MODELS_BOTTOM = {
     "config", "blocks", "resize", "weights", "initializers", "checkpoint", "tensor_file", "tensor_writer",
 }

@@ -109,5 +109,5 @@ def test_a_failing_block_is_seen_with_its_line(tmp_path):
 
 
 def test_a_command_that_names_nothing_is_seen():
-    page = "```bash\nKERAS_BACKEND=jax make test && make dinner\npython examples/none.py --seed 1  # make no\n```\n"
-    assert [unknown_targets(words) for words in commands(page)] == [[], ["dinner"], ["examples/none.py"]]
+    page = "```bash\nKERAS_BACKEND=jax make test && make dinner\npython none.py --seed 1  # make no\n```\n"
+    assert [unknown_targets(words) for words in commands(page)] == [[], ["dinner"], ["none.py"]]
