@@ -1,7 +1,6 @@
 """Checkpoints of every format as name -> array: finds the format; readers of torch, shards and TensorFlow."""
 
 import contextlib
-import difflib
 import glob
 import json
 import os
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bert4x.models.checkpoint_path import absent_message, find_in_directory, has_checkpoint
 from bert4x.models.tensor_file import (
     Checkpoint,
     CheckpointError,
@@ -21,16 +21,16 @@ from bert4x.models.tensor_file import (
 )
 from bert4x.models.tensor_writer import aside, check_items, fetch, item_bytes, move, split, write_safetensors
 
-__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "write_safetensors", "write_tensorflow"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "has_checkpoint",
+    "open_checkpoint",
+    "write_safetensors",
+    "write_tensorflow",
+]
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-# in order of preference; TensorFlow checkpoints come after these
-HUGGINGFACE_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
 
 
 def open_checkpoint(source):
@@ -50,11 +50,11 @@ def open_checkpoint(source):
         return DictCheckpoint(source)
     path = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", os.fspath(source))
     if os.path.isdir(path):
-        path = _find_in_directory(path)
+        path = find_in_directory(path)
     if os.path.exists(f"{path}.index") or _data_files(path):
         return TensorFlowCheckpoint(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(_absent(path))
+        raise FileNotFoundError(absent_message(path))
     if path.endswith(".index.json"):
         return ShardedCheckpoint(path)
     return _open_file(path)
@@ -69,51 +69,6 @@ def _open_file(path):
     hint = " Keras files are read by model.load_weights." if path.endswith((".h5", ".keras")) else ""
     known = ".safetensors, .index.json, .bin, .pt, .pth, or a TensorFlow prefix with its .index file"
     raise CheckpointError(f"{path} has a suffix that no checkpoint format has: {known} are read.{hint}")
-
-
-def _find_in_directory(directory):
-    """Path of the checkpoint that a directory holds."""
-    for name in HUGGINGFACE_FILES:
-        if os.path.exists(os.path.join(directory, name)):
-            return os.path.join(directory, name)
-    if os.path.exists(os.path.join(directory, "checkpoint")):
-        return _from_state_file(directory)
-    names = sorted(name for name in os.listdir(directory) if name.endswith(".index"))
-    if len(names) > 1:
-        raise CheckpointError(f"{directory} holds several checkpoints; name one: {', '.join(names)}")
-    if not names:
-        raise FileNotFoundError(f"no checkpoint in {directory}, which holds {_listing(directory)}")
-    return os.path.join(directory, names[0].removesuffix(".index"))
-
-
-def _from_state_file(directory):
-    """Prefix that TensorFlow's `checkpoint` text file calls the latest."""
-    path = os.path.join(directory, "checkpoint")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        found = re.search(r'^model_checkpoint_path:\s*"(.+)"', file.read(), re.MULTILINE)
-    if not found:
-        raise CheckpointError(f"{path} names no model_checkpoint_path; give the prefix itself")
-    prefix = os.path.join(directory, found[1])
-    if os.path.exists(f"{prefix}.index"):
-        return prefix
-    # an absolute path written on another machine means the file of that name in this directory
-    return os.path.join(directory, os.path.basename(found[1]))
-
-
-def _absent(path):
-    """Message for a path where nothing is, with what lies near it."""
-    directory, name = os.path.split(path)
-    if not os.path.isdir(directory or "."):
-        return f"no checkpoint at {path}: the directory {directory} does not exist"
-    near = difflib.get_close_matches(name, os.listdir(directory or "."), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"no checkpoint at {path}; {hint}{directory or '.'} holds {_listing(directory)}"
-
-
-def _listing(directory, most=20):
-    names = sorted(os.listdir(directory or "."))
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "nothing"
 
 
 class TorchCheckpoint(Checkpoint):
@@ -147,8 +102,8 @@ def _load_torch(path):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
-            f"{path} is not readable as a torch file of plain tensors ({type(error).__name__}): it is damaged "
-            "or holds other Python objects, which are never unpickled; save model.state_dict() alone."
+            f"{path} is not a torch file of plain tensors ({type(error).__name__}): it is damaged or holds "
+            "other Python objects, which are never unpickled; save model.state_dict() alone."
         ) from error
     inner = state if isinstance(state, Mapping) else {}
     if isinstance(inner.get("state_dict"), Mapping):  # training frameworks keep it under this name

@@ -89,7 +89,7 @@ class Checkpoint:
         if name not in self._entries:
             near = difflib.get_close_matches(str(name), self.names, n=3)
             hint = f"near matches: {', '.join(near)}" if near else f"first names: {', '.join(self.names[:3])}"
-            raise CheckpointError(f"{self.source} has no variable {name!r} (it has {len(self._entries)}); {hint}")
+            raise CheckpointError(f"{self.source} has {len(self._entries)} variables but no {name!r}; {hint}")
         return self._entries[name]
 
 

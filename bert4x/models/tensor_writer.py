@@ -18,7 +18,7 @@ CODES = {name: code for code, name in STORED.items()}
 def write_safetensors(path, items, *, metadata=None, max_shard_bytes=None):
     """Write tensors to a safetensors file, or to shards and an index, fetching them one by one.
 
-    All is written in a folder aside and moved into place at the end; a failed write leaves older files intact.
+    All is written in a folder aside and moved into place at the end; a failed write leaves old files intact.
     Files of an older checkpoint of this path that are not part of the new one are removed.
 
     Args:
