@@ -1,0 +1,237 @@
+"""Multi-head attention: separate sizes, biases, positions inside, residual scores, cache."""
+
+import functools
+
+from bert4x.backend import (
+    align,
+    apply_rotary_position_embeddings,
+    attention_normalize,
+    combine_masks,
+    is_boolean,
+    keras,
+    ops,
+    runtime,
+)
+from bert4x.layers.base import Layer, register
+
+_POSITIONS = (None, "rotary", "typical_relative", "t5_relative")
+
+
+@register
+class MultiHeadAttention(Layer):
+    """Attention over H heads, with optional bias, position terms and cache.
+
+    Per head: S = (q k' + position term) / sqrt(K) + biases;  O = normalize(S) v; heads are joined and mixed by one Dense.
+
+    Args:
+        heads: number of heads H.
+        head_size: width of one value head.
+        out_dim: output width; H * head_size if absent.
+        key_size: width K of one query and key head; head_size if absent (arXiv:2002.07028).
+        use_bias: biases of the four projections.
+        normalization: softmax, softmax_plus or squared_relu (see `attention_normalize`).
+        attention_scale: divide by sqrt(K).
+        attention_dropout: rate in [0, 1) on the weights, used in training only.
+        return_attention_scores: also return S (after scaling and float biases, before boolean masks).
+        return_cache: return (o, (k, v)) in place of o; the builders do, so that one layer serves the full graph and
+            the graph of one decoding step.
+        fused: use `keras.ops.dot_product_attention` where that is possible; None decides (torch, or a GPU).
+        remat: recompute the attention in the backward pass.
+    Call: [q, k, v], then `a_bias` tensors (True: one, or a number of them), then the tensor that `p_bias` names:
+        rotary: table [B or 1, T, K] of sines and cosines, for q and k
+        typical_relative: vectors [T, S, K], for keys and values
+        t5_relative: numbers [T, S, H]
+        cache, start: keys and values [B, S, H, .] of all slots, and the slot where this call's T tokens begin.
+    Shapes:  (B batch, T queries, S keys, D width, H heads, K key width)
+        q float [B, T, D], k and v float [B, S, D]
+        a_bias: bool (True = allowed, ANDed) or float (added): [T, S], [B, T, S] or [B, H, T, S], 1 broadcasts
+        returns o [B, T, out_dim]; S [B, H, T, S]; k [B, S, H, K], v [B, S, H, head_size]
+    Masks: padded keys (mask of v) get no weight; a query that may see nothing gets zeros; the mask of q is passed on.
+    Raises: ValueError if `start` is given without `cache`, or if the number of inputs does not fit the flags.
+    Source: arXiv:1706.03762 eq. 1; 2104.09864 (rotary); 1803.02155 (relative); 1910.10683 (T5); 2012.11747 (residual).
+    """
+
+    def __init__(
+        self,
+        heads,
+        head_size,
+        *,
+        out_dim=None,
+        key_size=None,
+        use_bias=True,
+        normalization="softmax",
+        attention_scale=True,
+        attention_dropout=None,
+        return_attention_scores=False,
+        kernel_initializer="glorot_uniform",
+        return_cache=False,
+        fused=None,
+        remat=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.heads, self.head_size = heads, head_size
+        self.out_dim, self.key_size = out_dim or heads * head_size, key_size or head_size
+        self.use_bias, self.normalization, self.attention_scale = use_bias, normalization, attention_scale
+        self.attention_dropout = attention_dropout or 0.0
+        self.return_attention_scores, self.return_cache = return_attention_scores, return_cache
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.fused, self.remat = fused, remat
+        self.dropout = keras.layers.Dropout(self.attention_dropout, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        options = {"use_bias": self.use_bias, "kernel_initializer": self.kernel_initializer}
+        q_shape, k_shape, v_shape = input_shape[:3]
+        self.add_dense("query", self.heads * self.key_size, **options).build(q_shape)
+        self.add_dense("key", self.heads * self.key_size, **options).build(k_shape)
+        self.add_dense("value", self.heads * self.head_size, **options).build(v_shape)
+        self.add_dense("out", self.out_dim, **options).build((*q_shape[:-1], self.heads * self.head_size))
+
+    def call(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, training=None):
+        self._check(inputs, a_bias, p_bias, cache, start)
+        # In a cache the slots of earlier calls count too; the caller's bias says which of them are padding.
+        key_mask = mask[2] if isinstance(mask, (list, tuple)) and cache is None else None
+        attend = functools.partial(self._attend, p_bias=p_bias, cache=cache, start=start, training=training)
+        masks = [] if key_mask is None else [align(key_mask, [0, -1], 4)]
+        tensors = [*inputs[:3], *masks, *inputs[3:]]
+        if self.remat and cache is None:
+            o, k, v, *scores = runtime.rematerialized(self, attend, *tensors)
+        else:
+            o, k, v, *scores = attend(*tensors)
+        outputs = [o, (k, v)] if self.return_cache else [o]
+        outputs += scores if self.return_attention_scores else []
+        return outputs if len(outputs) > 1 else o
+
+    def _check(self, inputs, a_bias, p_bias, cache, start):
+        if p_bias not in _POSITIONS:
+            raise ValueError(f"p_bias must be one of {_POSITIONS}; got {p_bias!r}")
+        if start is not None and cache is None:
+            raise ValueError("`start` tells where new tokens begin in a cache; got start without cache")
+        expected = 3 + int(a_bias or 0) + (p_bias is not None)
+        if len(inputs) != expected:
+            raise ValueError(
+                f"{self.name} expects {expected} inputs with a_bias={a_bias} and p_bias={p_bias!r}; got {len(inputs)}"
+            )
+
+    def _attend(self, q, k, v, *extras, p_bias, cache, start, training):
+        """o, the keys and values that the queries could see, and S unless a fused kernel computed all at once.
+
+        extras: boolean and float biases, then the position term if `p_bias` names one.
+        """
+        biases, position = (extras[:-1], extras[-1]) if p_bias else (extras, None)
+        q = self._heads(self.query(q), self.key_size)
+        k = self._heads(self.key(k), self.key_size)
+        v = self._heads(self.value(v), self.head_size)
+        if p_bias == "rotary":
+            q, k = apply_rotary_position_embeddings(position, q, k)
+        if cache is not None:
+            k, v = (ops.slice_update(old, (0, start, 0, 0), new) for old, new in zip(cache, (k, v), strict=True))
+        if p_bias == "t5_relative":
+            biases = [*biases, ops.transpose(position, (2, 0, 1))[None] * self._scale]
+        allowed, added = self._split_biases(biases)
+        if self._use_fused(p_bias, training):
+            o, scores = self._fused(q, k, v, allowed, added), []
+        else:
+            relative = position if p_bias == "typical_relative" else None
+            o, *scores = self._explicit(q, k, v, allowed, added, relative, training)
+        o = ops.reshape(o, (*ops.shape(o)[:2], self.heads * self.head_size))
+        return self.out(o), k, v, *scores
+
+    def _heads(self, x, size):
+        return ops.reshape(x, (*ops.shape(x)[:2], self.heads, size))
+
+    def _split_biases(self, biases):
+        """The AND of the boolean biases, and the sum of the float biases, as [B, H, T, S]; None if there is none."""
+        allowed = added = None
+        for bias in biases:
+            bias = align(bias, [0, *range(1 - len(bias.shape), 0)] if len(bias.shape) > 2 else [-2, -1], 4)
+            if is_boolean(bias):
+                allowed = combine_masks(allowed, bias)
+            else:
+                bias = ops.cast(bias, self.compute_dtype)
+                added = bias if added is None else added + bias
+        return allowed, added
+
+    @property
+    def _scale(self):
+        return self.key_size**-0.5 if self.attention_scale else 1.0
+
+    def _explicit(self, q, k, v, allowed, added, relative, training):
+        q = q * ops.cast(self._scale, q.dtype)  # scaling q is cheaper than scaling [B, H, T, S], and safer in float16
+        scores = ops.einsum("bthk,bshk->bhts", q, k)
+        if relative is not None:
+            relative = ops.cast(relative, q.dtype)
+            scores = scores + ops.einsum("bthk,tsk->bhts", q, relative)
+        if added is not None:
+            scores = scores + added
+        weights = attention_normalize(scores, allowed, method=self.normalization)
+        weights = self.dropout(weights, training=training)
+        o = ops.einsum("bhts,bshk->bthk", weights, v)
+        if relative is not None:
+            o = o + ops.einsum("bhts,tsk->bthk", weights, relative)
+        return o, scores
+
+    def _use_fused(self, p_bias, training):
+        possible = (
+            self.normalization == "softmax"
+            and p_bias != "typical_relative"
+            and not self.return_attention_scores
+            and not (self.attention_dropout and training)
+        )
+        if self.fused and not possible:
+            raise ValueError(
+                "fused attention needs softmax, no relative vectors on values, no returned scores and no attention "
+                f"dropout; got normalization={self.normalization!r}, p_bias={p_bias!r}, "
+                f"attention_dropout={self.attention_dropout}. Use fused=None to let the layer decide."
+            )
+        return possible and (runtime.fused_attention_available() if self.fused is None else self.fused)
+
+    def _fused(self, q, k, v, allowed, added):
+        o = ops.dot_product_attention(q, k, v, bias=added, mask=allowed, scale=self._scale)
+        if allowed is None:
+            return o
+        # The fused kernels make a row that may see nothing uniform over everything.
+        seeing = ops.transpose(ops.any(allowed, axis=-1, keepdims=True), (0, 2, 1, 3))
+        return ops.where(seeing, o, 0)
+
+    def compute_output_spec(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, training=None):
+        self._check(inputs, a_bias, p_bias, cache, start)
+        (batch, queries), keys = inputs[0].shape[:2], inputs[1].shape[1]
+        if cache is not None:
+            keys = cache[0].shape[1]
+
+        def spec(*shape):
+            return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+        outputs = [spec(batch, queries, self.out_dim)]
+        if self.return_cache:
+            sizes = self.key_size, self.head_size
+            outputs.append(tuple(spec(batch, keys, self.heads, size) for size in sizes))
+        if self.return_attention_scores:
+            outputs.append(spec(batch, self.heads, queries, keys))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def compute_mask(self, inputs, mask=None, **kwargs):
+        q_mask = mask[0] if isinstance(mask, (list, tuple)) else mask
+        outputs = [q_mask]
+        outputs += [(None, None)] if self.return_cache else []
+        outputs += [None] if self.return_attention_scores else []
+        return outputs if len(outputs) > 1 else q_mask
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "heads": self.heads,
+            "head_size": self.head_size,
+            "out_dim": self.out_dim,
+            "key_size": self.key_size,
+            "use_bias": self.use_bias,
+            "normalization": self.normalization,
+            "attention_scale": self.attention_scale,
+            "attention_dropout": self.attention_dropout,
+            "return_attention_scores": self.return_attention_scores,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "return_cache": self.return_cache,
+            "fused": self.fused,
+            "remat": self.remat,
+        }

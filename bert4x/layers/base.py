@@ -1,0 +1,49 @@
+"""The base of our layers: masks pass through, and Dense layers inside keep their quantisation and LoRA state."""
+
+from bert4x.backend import keras
+
+register = keras.saving.register_keras_serializable(package="bert4x")
+
+
+class Layer(keras.layers.Layer):
+    """A Keras layer that hands the mask of its (first) input on, and may hold Dense layers.
+
+    `add_dense(name, ...)` creates the inner layer as the attribute `name`. What quantisation and LoRA change in it is
+    written to the configuration, so that a saved model is rebuilt as it was (Keras does this only for layers at the
+    top of a model).
+    """
+
+    def __init__(self, *, sublayers=None, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self._sublayer_overrides = sublayers or {}
+        self._dense_names = []
+
+    def add_dense(self, name, units, **kwargs):
+        """Create `self.<name> = Dense(units, ...)`, in the state that a saved configuration names."""
+        overrides = self._sublayer_overrides.get(name, {})
+        if "kernel_initializer" in kwargs:
+            # An initialiser gives the same values at each call, so each kernel gets its own.
+            kwargs["kernel_initializer"] = keras.initializers.get(kwargs["kernel_initializer"]).clone()
+        dense = keras.layers.Dense(units, name=name, **{"dtype": self.dtype_policy, **kwargs, **overrides})
+        self._dense_names.append(name)
+        setattr(self, name, dense)
+        return dense
+
+    def compute_mask(self, inputs, mask=None):
+        return mask[0] if isinstance(mask, (list, tuple)) else mask
+
+    def get_config(self):
+        config = super().get_config()
+        overrides = {name: self._overrides(getattr(self, name)) for name in self._dense_names}
+        if any(overrides.values()):
+            config["sublayers"] = {name: changed for name, changed in overrides.items() if changed}
+        return config
+
+    def _overrides(self, dense):
+        changed = {}
+        if dense.dtype_policy != self.dtype_policy:
+            changed["dtype"] = keras.dtype_policies.serialize(dense.dtype_policy)
+        if dense.lora_rank:
+            changed["lora_rank"], changed["lora_alpha"] = dense.lora_rank, dense.lora_alpha
+        return changed

@@ -1,0 +1,400 @@
+"""The builder: named layers, options, the walk over the graph, loading and saving. Families override its hooks."""
+
+import difflib
+import functools
+import math
+import re
+
+from bert4x.backend import get_activation, get_gelu, keras
+from bert4x.layers import Add, CombinedMask, Embedding, FeedForward, LayerNormalization, MultiHeadAttention
+from bert4x.models import weights
+from bert4x.models.blocks import Pass, post_norm
+from bert4x.models.checkpoint import open_checkpoint, write_safetensors, write_tensorflow
+from bert4x.models.initializers import TruncatedNormal
+
+
+class Transformer:
+    """Builds one Keras functional model out of named layers.
+
+    `options` lists every keyword argument with its default; a subclass adds its own. Hooks that families override:
+    `part`, `get_inputs`, `embed`, `attention_position`, `application_mask`, `residual`, `head`, `weight_table`.
+
+    Attributes: model, inputs, outputs, layers {name without prefix: layer}, initializer, load_report.
+    """
+
+    required = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+    )
+    options = {
+        "attention_head_size": None,
+        "attention_key_size": None,
+        "embedding_size": None,
+        "dropout_rate": 0.0,
+        "attention_dropout_rate": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "sequence_length": None,
+        "keep_tokens": None,
+        "compound_tokens": None,
+        "residual_attention_scores": False,
+        "layer_norm_cond": None,
+        "layer_norm_cond_hidden_size": None,
+        "layer_norm_cond_hidden_act": "linear",
+        "additional_input_layers": None,
+        "attention_mask": False,
+        "output_hidden_states": False,
+        "fused_attention": None,
+        "remat": False,
+        "check_ids": False,
+        "dtype": None,
+        "ignore_invalid_weights": False,
+        "autoresize_weights": False,
+        "layers": None,
+        "prefix": "",
+        "name": None,
+    }
+    # Options about one use of a model rather than its shape; a key of a configuration file never sets them
+    # (HuggingFace files have a `dtype` and a `prefix` of other meanings).
+    not_in_files = {"dtype", "prefix", "name", "layers", "attention_mask", "output_hidden_states", "remat"}
+    model_type = None  # the family's name in config.json
+    gelu = {"google": "gelu_erf", "huggingface": "gelu_erf"}  # what 'gelu' means in this family's files
+    use_bias = True
+    attention_position = None
+    residual = staticmethod(post_norm)
+    huggingface_rules = ()
+    fallback_names = {}
+
+    def __init__(self, **options):
+        known = self.known_options()
+        for name in options:
+            if name not in known and name not in self.required:
+                raise ValueError(self._unknown_option(name))
+        missing = [name for name in self.required if options.get(name) is None]
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}: not in the configuration. Pass them.")
+        for name, default in {**dict.fromkeys(self.required), **known, **options}.items():
+            setattr(self, name, default if options.get(name) is None else options[name])
+        self._complete_options()
+        self.layers = dict(self.layers or {})
+        self.model = self.load_report = None
+        self.inputs = self.outputs = None
+        self._deferred = False
+
+    @classmethod
+    def known_options(cls):
+        """Every optional keyword argument of this family with its default."""
+        merged = {}
+        for base in reversed(cls.__mro__):
+            merged.update(vars(base).get("options", {}))
+        return merged
+
+    @classmethod
+    def _unknown_option(cls, name):
+        near = difflib.get_close_matches(name, [*cls.required, *cls.known_options()], n=1)
+        return (
+            f"{name!r} is not an option of {cls.__name__}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" Options: {', '.join([*cls.required, *sorted(cls.known_options())])}."
+        )
+
+    @classmethod
+    def resolve_activation(cls, activation, flavour="google"):
+        """Replace the bare string 'gelu' by the one this family's files mean, unless `set_gelu` was called."""
+        if isinstance(activation, (list, tuple)):
+            return [cls.resolve_activation(name, flavour) for name in activation]
+        if activation == "gelu":
+            return f"gelu_{get_gelu()}" if get_gelu() else cls.gelu[flavour]
+        return activation
+
+    @classmethod
+    def adapt(cls, options, flavour):
+        """Options as read from a file of the given flavour -> options for the constructor."""
+        known = cls.known_options().keys() - cls.not_in_files | set(cls.required)
+        options = {name: value for name, value in options.items() if name in known}
+        if "hidden_act" in options:
+            options["hidden_act"] = cls.resolve_activation(options["hidden_act"], flavour)
+        return options
+
+    def _complete_options(self):
+        """Derive what depends on other options, and check what must fit together."""
+        self.hidden_act = self.resolve_activation(self.hidden_act)
+        self.vocab_size = len(self.keep_tokens) if self.keep_tokens else self.vocab_size
+        self.vocab_size += len(self.compound_tokens or ())
+        if not self.attention_head_size and self.hidden_size % self.num_attention_heads:
+            fitting = [n for n in range(1, self.num_attention_heads + 1) if self.hidden_size % n == 0]
+            raise ValueError(
+                "hidden_size must be a multiple of num_attention_heads; got "
+                f"{self.hidden_size} and {self.num_attention_heads}. Use {fitting[-1]} heads, or set attention_head_size."
+            )
+        self.attention_head_size = self.attention_head_size or self.hidden_size // self.num_attention_heads
+        self.attention_key_size = self.attention_key_size or self.attention_head_size
+        self.embedding_size = self.embedding_size or self.hidden_size
+        for name in ("dropout_rate", "attention_dropout_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
+
+    # ---- layers ----------------------------------------------------------------------------------------------
+
+    @property
+    def initializer(self):
+        """A fresh initialiser for one kernel or table; also for layers that users put on top."""
+        initializer = self.make_initializer()
+        initializer.deferred = self._deferred
+        return initializer
+
+    def make_initializer(self):
+        """The family's initialiser."""
+        return TruncatedNormal(stddev=self.initializer_range)
+
+    def layer(self, name, kind, **arguments):
+        """The layer of this name: the existing one, or a new `kind(**arguments)`."""
+        if name not in self.layers:
+            self.layers[name] = kind(name=f"{self.prefix}{name}", **{"dtype": self.dtype, **arguments})
+        return self.layers[name]
+
+    def add(self, tensors, name):
+        """Sum of tensors."""
+        return self.layer(name, Add)(tensors)
+
+    def dropout(self, x, name):
+        """Dropout at the configured rate; absent at rate 0."""
+        if not self.dropout_rate:
+            return x
+        return self.layer(name, keras.layers.Dropout, rate=self.dropout_rate)(x)
+
+    def norm(self, x, name, walk, **arguments):
+        """Layer norm, conditional if the walk has a condition."""
+        arguments = {"epsilon": self.layer_norm_eps, **arguments}
+        if walk.condition is None:
+            return self.layer(name, LayerNormalization, **arguments)(x)
+        arguments |= {
+            "conditional": True,
+            "hidden_units": self.layer_norm_cond_hidden_size,
+            "hidden_activation": self.layer_norm_cond_hidden_act,
+            "hidden_initializer": self.initializer,
+        }
+        return self.layer(name, LayerNormalization, **arguments)([x, walk.condition])
+
+    def dense(self, x, name, units, activation="linear", **arguments):
+        """A Dense layer with the model's initialiser."""
+        arguments = {"kernel_initializer": self.initializer, "use_bias": self.use_bias, **arguments}
+        return self.layer(name, keras.layers.Dense, units=units, activation=get_activation(activation), **arguments)(x)
+
+    def activation(self, x, name, activation):
+        """An output activation, computed in float32."""
+        return self.layer(name, keras.layers.Activation, activation=get_activation(activation), dtype="float32")(x)
+
+    @property
+    def token_embedding(self):
+        """The token table, which the output head uses too."""
+        return self.layer(
+            "Embedding-Token",
+            Embedding,
+            input_dim=self.vocab_size,
+            output_dim=self.embedding_size,
+            embeddings_initializer=self.initializer,
+            mask_zero=True,
+            check_ids=self.check_ids,
+        )
+
+    # ---- hooks -----------------------------------------------------------------------------------------------
+
+    def part(self, index, kind):
+        """Layer name of a part of block `index`."""
+        return f"Transformer-{index}-{kind}"
+
+    @property
+    def num_blocks(self):
+        """Number of blocks that a walk goes through."""
+        return self.num_hidden_layers
+
+    def get_inputs(self):
+        """The model's inputs, {role: tensor}, in order."""
+        raise NotImplementedError(f"{type(self).__name__} must define get_inputs")
+
+    def embed(self, inputs, walk):
+        """Token ids and the like -> the first hidden states [B, T, D]."""
+        raise NotImplementedError(f"{type(self).__name__} must define embed")
+
+    def application_mask(self, inputs, walk):
+        """Boolean mask [B or 1, T, S] of the application, or None."""
+        return None
+
+    def position_term(self, x, inputs, walk):
+        """The tensor that `attention_position` needs, or None."""
+        return None
+
+    def head(self, x, walk):
+        """Last hidden states -> output tensors, a list."""
+        return [x]
+
+    def weight_table(self):
+        """Layer name -> {variable inside it: name in a file}; see `bert4x.models.weights`."""
+        raise NotImplementedError(f"{type(self).__name__} must define weight_table")
+
+    def pretrained_extras(self):
+        """Keys of config.json that are not one of our options, or differ from it."""
+        return {}
+
+    def reading_table(self, checkpoint):
+        """The table for reading this checkpoint; families whose files come in two layouts choose here."""
+        return self.weight_table()
+
+    # ---- the walk --------------------------------------------------------------------------------------------
+
+    def input(self, name, shape=None, dtype="int32"):
+        """An input layer; shape defaults to one number per token."""
+        shape = (self.sequence_length,) if shape is None else shape
+        return keras.Input(shape=shape, dtype=dtype, name=f"{self.prefix}{name}")
+
+    def forward(self, inputs, walk):
+        """Walk through the graph once: embeddings, blocks, head. Returns the list of outputs."""
+        x = self.embed(inputs, walk)
+        walk.hidden_states.append(x)
+        walk.masks = self._masks(inputs, walk)
+        walk.position = self.position_term(x, inputs, walk)
+        for index in range(self.num_blocks):
+            x = self.block(x, index, walk)
+            walk.hidden_states.append(x)
+        outputs = self.head(x, walk)
+        return outputs + walk.hidden_states if self.output_hidden_states else outputs
+
+    @property
+    def attention_mask_shape(self):
+        """Shape of the input that attention_mask asks for: [T, T] per sample, or [T] for 'keys'."""
+        shapes = {True: (self.sequence_length,) * 2, "full": (self.sequence_length,) * 2, "keys": (self.sequence_length,)}
+        if self.attention_mask not in shapes:
+            raise ValueError(
+                f"attention_mask must be True or 'full' (an input [B, T, T]) or 'keys' ([B, T]); got {self.attention_mask!r}"
+            )
+        return shapes[self.attention_mask]
+
+    def _masks(self, inputs, walk):
+        masks = [m for m in (self.application_mask(inputs, walk), inputs.get("attention_mask")) if m is not None]
+        if not masks or (len(masks) == 1 and "attention_mask" not in inputs):
+            return masks
+        return [self.layer("Attention-Combined-Mask", CombinedMask)(masks)]
+
+    def block(self, x, index, walk):
+        """One block: attention and feed-forward, each with its residual connection."""
+        for kind, sublayer in (("MultiHeadSelfAttention", self.attention), ("FeedForward", self.feed_forward)):
+            name = self.part(index, kind)
+            x = self.residual(self, x, name, functools.partial(sublayer, name=name, walk=walk), walk)
+        return x
+
+    def attention(self, x, name, walk):
+        """Self-attention with the masks, position term and residual scores of this walk."""
+        layer = self.layer(
+            name,
+            MultiHeadAttention,
+            heads=self.num_attention_heads,
+            head_size=self.attention_head_size,
+            key_size=self.attention_key_size,
+            out_dim=self.hidden_size,
+            use_bias=self.use_bias,
+            attention_dropout=self.attention_dropout_rate,
+            kernel_initializer=self.initializer,
+            return_cache=True,
+            return_attention_scores=self.residual_attention_scores,
+            fused=self.fused_attention,
+            remat=self.remat,
+        )
+        biases = [*walk.masks] + ([] if walk.scores is None else [walk.scores])
+        terms = [] if walk.position is None else [walk.position]
+        o, cache, *scores = layer(
+            [x, x, x, *biases, *terms],
+            a_bias=len(biases) or None,
+            p_bias=self.attention_position if terms else None,
+        )
+        walk.caches.append(cache)
+        walk.scores = scores[0] if scores else None
+        return o
+
+    def feed_forward(self, x, name, walk):
+        """The position-wise layer."""
+        layer = self.layer(
+            name,
+            FeedForward,
+            units=self.intermediate_size,
+            activation=self.hidden_act,
+            use_bias=self.use_bias,
+            kernel_initializer=self.initializer,
+            remat=self.remat,
+        )
+        return layer(x)
+
+    def build(self, *, deferred=False):
+        """Wire the model.
+
+        Args:
+            deferred: skip the random initialisation; a checkpoint is loaded next.
+        """
+        if self.model is not None:
+            return self.model
+        roles = self.get_inputs()
+        self.inputs = [*roles.values(), *self._additional_inputs()]
+        self._deferred = deferred
+        self.outputs = self.forward(roles, Pass(condition=self.layer_norm_cond))
+        self._deferred = False
+        outputs = self.outputs[0] if len(self.outputs) == 1 else self.outputs
+        inputs = self.inputs[0] if len(self.inputs) == 1 else self.inputs
+        self.model = keras.Model(inputs, outputs, name=self.name)
+        self.model.builder = self
+        return self.model
+
+    @property
+    def output(self):
+        """The output of the model: one tensor, or a list."""
+        return self.model.output
+
+    def _additional_inputs(self):
+        extra = self.additional_input_layers
+        if extra is None:
+            return []
+        extra = extra if isinstance(extra, (list, tuple)) else [extra]
+        return [layer.output if isinstance(layer, keras.layers.Layer) else layer for layer in extra]
+
+    # ---- weights ---------------------------------------------------------------------------------------------
+
+    def rescaled(self, path, resized, original):
+        """Keep the size of scaled scores when the key width changes: q and k times (new / old)^(1/4)."""
+        if re.match(r"(query|key)/", path):
+            return resized * math.pow(resized.shape[-1] / original.shape[-1], 0.25)
+        return resized
+
+    def load_weights_from_checkpoint(self, checkpoint, mapping=None):
+        """Load weights; any format and naming that `open_checkpoint` reads.
+
+        Args:
+            checkpoint: path, or dict name -> array.
+            mapping: another weight table than the family's.
+        Returns: the LoadReport, also kept as `load_report`.
+        Raises: CheckpointError listing all that is missing or has another shape; then nothing was changed.
+        """
+        with open_checkpoint(checkpoint) as opened:
+            self.load_report = weights.load_weights(
+                self,
+                opened,
+                table=mapping,
+                tolerant=self.ignore_invalid_weights,
+                resize=self.autoresize_weights,
+            )
+        return self.load_report
+
+    def save_weights_as_checkpoint(self, filename, mapping=None, dtype=None):
+        """Write the weights: a name ending in .safetensors gives HuggingFace naming, any other a TensorFlow checkpoint.
+
+        Args:
+            filename: path of the file, or prefix of the TensorFlow checkpoint.
+            mapping: another weight table than the family's.
+            dtype: dtype in the file; float32 by default.
+        """
+        huggingface = str(filename).endswith(".safetensors")
+        naming = "huggingface" if huggingface else "google"
+        items = weights.weight_items(self, naming, table=mapping, dtype=dtype)
+        (write_safetensors if huggingface else write_tensorflow)(filename, items)

@@ -1,0 +1,163 @@
+"""BERT, and what its relatives share with it: inputs, embeddings, pooler, NSP and MLM heads."""
+
+from bert4x.layers import Embedding, FirstToken, PositionEmbedding, ScaleOffset
+from bert4x.models.base import Transformer
+from bert4x.models.weights import Source, dense, inside, norm
+
+
+class BERT(Transformer):
+    """Bidirectional encoder with post-norm blocks (arXiv:1810.04805).
+
+    Outputs: the last hidden states [B, T, D]; or [pooled [B, D] or NSP probabilities [B, 2], MLM [B, T, V]], those of
+    them that the options with_pool, with_nsp, with_mlm ask for.
+    """
+
+    model_type = "bert"
+    options = {
+        "max_position": 512,
+        "segment_vocab_size": 2,
+        "with_pool": False,
+        "with_nsp": False,
+        "with_mlm": None,
+        "hierarchical_position": None,
+        "custom_position_ids": False,
+        "shared_segment_embeddings": False,
+    }
+    application = "encoder"
+    learned_position = True
+    fallback_names = {
+        "cls.predictions.bias": ("cls.predictions.decoder.bias",),
+        "embeddings.word_embeddings.weight": ("cls.predictions.decoder.weight",),
+    }
+
+    def _complete_options(self):
+        super()._complete_options()
+        if self.with_mlm is None:
+            self.with_mlm = self.application != "encoder"
+        if self.application == "unilm" and not self.segment_vocab_size:
+            raise ValueError("unilm needs segment ids to tell source from target; got segment_vocab_size=0. Use 2.")
+        if self.with_nsp:
+            self.with_pool = self.with_pool or True
+
+    def get_inputs(self):
+        inputs = {"token": self.input("Input-Token")}
+        if self.segment_vocab_size:
+            inputs["segment"] = self.input("Input-Segment")
+        if self.custom_position_ids:
+            inputs["position"] = self.input("Input-Position")
+        if self.attention_mask:
+            inputs["attention_mask"] = self.input("Input-Attention-Mask", self.attention_mask_shape)
+        return inputs
+
+    def embed(self, inputs, walk):
+        x = self.sum_embeddings(inputs)
+        x = self.norm(x, "Embedding-Norm", walk)
+        x = self.dropout(x, "Embedding-Dropout")
+        return self.map_embeddings(x)
+
+    def sum_embeddings(self, inputs):
+        """Token + segment + position vectors, [B, T, E]."""
+        x = self.token_embedding(inputs["token"])
+        if "segment" in inputs:
+            x = self.add([x, self.segment_embedding(inputs["segment"])], "Embedding-Token-Segment")
+        if not self.learned_position:
+            return x
+        position = self.layer(
+            "Embedding-Position",
+            PositionEmbedding,
+            input_dim=self.max_position,
+            output_dim=self.embedding_size,
+            hierarchical=self.hierarchical_position,
+            custom_position_ids="position" in inputs,
+            embeddings_initializer=self.initializer,
+        )
+        return position([x, inputs["position"]] if "position" in inputs else x)
+
+    @property
+    def segment_embedding(self):
+        """The segment table; the token table if `shared_segment_embeddings`."""
+        if self.shared_segment_embeddings:
+            return self.token_embedding
+        return self.layer(
+            "Embedding-Segment",
+            Embedding,
+            input_dim=self.segment_vocab_size,
+            output_dim=self.embedding_size,
+            embeddings_initializer=self.initializer,
+            check_ids=self.check_ids,
+        )
+
+    def map_embeddings(self, x):
+        """E -> D where the two differ."""
+        if self.embedding_size == self.hidden_size:
+            return x
+        return self.dense(x, "Embedding-Mapping", self.hidden_size)
+
+    def head(self, x, walk):
+        outputs = []
+        if self.with_pool:
+            pooled = self.pool(x)
+            if self.with_nsp:
+                pooled = self.dense(pooled, "NSP-Proba", 2, "softmax", dtype="float32")
+            outputs.append(pooled)
+        if self.with_mlm:
+            outputs.append(self.mlm(x, walk))
+        return outputs or [x]
+
+    def pool(self, x):
+        """act(W x_0 + b), [B, D]; tanh unless with_pool names another activation."""
+        x = self.layer("Pooler", FirstToken)(x)
+        return self.dense(x, "Pooler-Dense", self.hidden_size, self.head_activation(self.with_pool, "tanh"))
+
+    def mlm(self, x, walk):
+        """Token probabilities (or what with_mlm names) from the tied table, [B, T, V]."""
+        x = self.dense(x, "MLM-Dense", self.embedding_size, self.hidden_act)
+        x = self.norm(x, "MLM-Norm", walk)
+        x = self.token_embedding(x, mode="dense")
+        x = self.layer("MLM-Bias", ScaleOffset, scale=False)(x)
+        return self.activation(x, "MLM-Activation", self.head_activation(self.with_mlm, "softmax"))
+
+    @staticmethod
+    def head_activation(option, default):
+        """`True` means the default, a string is the activation's name."""
+        return default if option is True else option
+
+    def weight_table(self):
+        table = self.head_table() | {
+            "Embedding-Token": {"embeddings": Source("bert/embeddings/word_embeddings", rows="token")},
+            "Embedding-Segment": {"embeddings": "bert/embeddings/token_type_embeddings"},
+            "Embedding-Position": {"embeddings": Source("bert/embeddings/position_embeddings", rows="position")},
+            "Embedding-Norm": norm("bert/embeddings/LayerNorm"),
+            "Embedding-Mapping": dense("bert/encoder/embedding_hidden_mapping_in"),
+        }
+        for index in range(self.num_blocks):
+            table |= self.block_table(index)
+        return table
+
+    def head_table(self):
+        """The heads' rows of the weight table."""
+        return {
+            "Pooler-Dense": dense("bert/pooler/dense"),
+            "NSP-Proba": {
+                "kernel": Source("cls/seq_relationship/output_weights", transpose=True),
+                "bias": "cls/seq_relationship/output_bias",
+            },
+            "MLM-Dense": dense("cls/predictions/transform/dense"),
+            "MLM-Norm": norm("cls/predictions/transform/LayerNorm"),
+            "MLM-Bias": {"beta": Source("cls/predictions/output_bias", rows="token")},
+        }
+
+    def block_table(self, index):
+        """One block's rows of the weight table."""
+        block = f"bert/encoder/layer_{index}"
+        attention, feed_forward = self.part(index, "MultiHeadSelfAttention"), self.part(index, "FeedForward")
+        return {
+            attention: inside("query", dense(f"{block}/attention/self/query"))
+            | inside("key", dense(f"{block}/attention/self/key"))
+            | inside("value", dense(f"{block}/attention/self/value"))
+            | inside("out", dense(f"{block}/attention/output/dense")),
+            f"{attention}-Norm": norm(f"{block}/attention/output/LayerNorm"),
+            feed_forward: inside("inner_0", dense(f"{block}/intermediate/dense"))
+            | inside("out", dense(f"{block}/output/dense")),
+            f"{feed_forward}-Norm": norm(f"{block}/output/LayerNorm"),
+        }

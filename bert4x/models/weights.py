@@ -1,0 +1,272 @@
+"""Weight tables: which variable of a layer is which variable of a file, applied strictly in both directions.
+
+A table maps layer name -> {path of a variable inside the layer: `Source` or Google name}. HuggingFace names follow from
+the Google names by `huggingface_name` and a family's few renaming rules.
+"""
+
+import dataclasses
+import re
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+from bert4x.backend import runtime, walk_layers
+from bert4x.models.checkpoint import CheckpointError
+from bert4x.models.initializers import raw_variable, settle
+from bert4x.models.resize import compound_rows, resize_array
+
+
+class Source(NamedTuple):
+    """Where a variable lives in a file.
+
+    name: its Google name.
+    transpose: the file holds the transpose of our kernel.
+    rows: 'token' or 'position' if the rows are tokens (keep_tokens applies) or positions (fewer may be taken).
+    """
+
+    name: str
+    transpose: bool = False
+    rows: str | None = None
+
+
+def dense(prefix):
+    """Rows of a table for one Dense layer."""
+    return {"kernel": f"{prefix}/kernel", "bias": f"{prefix}/bias"}
+
+
+def norm(prefix):
+    """Rows of a table for one layer norm."""
+    return {"beta": f"{prefix}/beta", "gamma": f"{prefix}/gamma"}
+
+
+def inside(part, rows):
+    """The same rows for the Dense layer called `part` inside a layer."""
+    return {f"{part}/{path}": source for path, source in rows.items()}
+
+
+# Google name -> HuggingFace name, after a family's own rules.
+_GENERIC_RULES = (
+    (r"layer_(\d+)/", r"layer.\1/"),
+    (r"_embeddings$", "_embeddings/weight"),
+    (r"predictions/output_bias$", "predictions/bias"),
+    (r"output_weights$", "weight"),
+    (r"seq_relationship/output_bias$", "seq_relationship/bias"),
+    (r"/(gamma|kernel)$", "/weight"),
+    (r"/beta$", "/bias"),
+    (r"/", "."),
+)
+
+# In files, but never weights of a model: optimizer slots, buffers, tied copies.
+_IGNORED = re.compile(
+    r"(adam_[mv]|/Adam(_1)?|_slot_\w+|/lamb_[mv]|AdamWeightDecayOptimizer(_\d)?)$|global_step|_power$|position_ids$"
+    r"|embed_positions|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|predictions\.decoder\.|lm_head\.weight$"
+)
+_LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer)\.")
+
+
+def huggingface_name(google, rules=()):
+    """Translate a Google name, e.g. bert/pooler/dense/kernel -> bert.pooler.dense.weight."""
+    for pattern, replacement in (*rules, *_GENERIC_RULES):
+        google = re.sub(pattern, replacement, google)
+    return google
+
+
+@dataclasses.dataclass
+class LoadReport:
+    """What a load did: names of file variables, and numbers of parameters.
+
+    loaded, missing, unused: names in the file's naming.
+    mismatched: (name, shape in the file, shape wanted).
+    initialized: paths of the model's variables that no file variable filled.
+    loaded_parameters, initialized_parameters: counts of numbers.
+    """
+
+    source: str
+    loaded: list = dataclasses.field(default_factory=list)
+    missing: list = dataclasses.field(default_factory=list)
+    mismatched: list = dataclasses.field(default_factory=list)
+    unused: list = dataclasses.field(default_factory=list)
+    initialized: list = dataclasses.field(default_factory=list)
+    loaded_parameters: int = 0
+    initialized_parameters: int = 0
+
+    def __str__(self):
+        lines = [
+            f"{self.source}: {len(self.loaded)} variables loaded ({self.loaded_parameters:,} parameters), "
+            f"{len(self.initialized)} initialised ({self.initialized_parameters:,} parameters)"
+        ]
+        lines += [f"missing in the file: {name}" for name in self.missing]
+        lines += [f"wrong shape: {name} is {got}, the model needs {want}" for name, got, want in self.mismatched]
+        lines += [f"unused in the file: {name}" for name in self.unused]
+        return "\n  ".join(lines)
+
+
+class _Entry(NamedTuple):
+    """One row of a table, resolved: a variable and the file variable that fills it."""
+
+    layer: object
+    path: str
+    variable: object
+    source: Source
+    name: str
+    transpose: bool
+
+
+def entries(builder, naming, table=None):
+    """The rows of a weight table whose layers exist in the builder, with names in the given naming."""
+    for layer_name, rows in (builder.weight_table() if table is None else table).items():
+        layer = builder.layers.get(layer_name)
+        if layer is None:
+            continue
+        for path, source in rows.items():
+            source = Source(source) if isinstance(source, str) else source
+            name, transpose = source.name, source.transpose
+            if naming == "huggingface":
+                name = huggingface_name(name, builder.huggingface_rules)
+                transpose ^= source.name.endswith("/kernel")  # theirs are (out, in)
+            yield _Entry(layer, path, _variable(layer, path), source, name, transpose)
+
+
+def _owner(layer, path):
+    *parts, name = path.split("/")
+    for part in parts:
+        layer = getattr(layer, part)
+    return layer, name
+
+
+def _variable(layer, path):
+    return raw_variable(*_owner(layer, path))
+
+
+def load_weights(builder, checkpoint, *, table=None, tolerant=False, resize=False):
+    """Fill the builder's layers from an open checkpoint; nothing is assigned unless all of it fits.
+
+    Args:
+        table: another weight table than the family's.
+        tolerant: missing and wrongly shaped variables are a warning and keep their initial values.
+        resize: wrongly shaped variables are resized (see `resize_array`).
+    Returns: LoadReport.
+    Raises: CheckpointError that lists everything missing and wrongly shaped, and what the file holds besides.
+    """
+    rows = list(entries(builder, checkpoint.naming, table or builder.reading_table(checkpoint)))
+    index = _file_index(checkpoint)
+    report = LoadReport(source=checkpoint.source)
+    usable = []
+    for entry in rows:
+        name = _lookup(entry.name, index, builder.fallback_names)
+        if name is None:
+            report.missing.append(entry.name)
+            continue
+        got, want = _loaded_shape(builder, checkpoint, entry, name), tuple(entry.variable.shape)
+        if got == want or (resize and len(got) == len(want)):
+            usable.append((entry, name))
+        else:
+            report.mismatched.append((name, tuple(checkpoint.shape(name)), _file_shape(entry, want)))
+    used = {name for _, name in usable} | {name for name, _, _ in report.mismatched}
+    report.unused = sorted(n for n in checkpoint.names if n not in used and not _IGNORED.search(n))
+    _refuse(report, tolerant)
+    for entry, name in usable:
+        entry.variable.assign(_prepared(builder, checkpoint, entry, name))
+        report.loaded.append(name)
+        report.loaded_parameters += int(np.prod(entry.variable.shape))
+    _complete(builder, report, {id(entry.variable) for entry, _ in usable})
+    return report
+
+
+def _file_index(checkpoint):
+    """Canonical name -> name in the file: library prefixes are optional, old norm names are understood."""
+    return {_canonical(name) if checkpoint.naming == "huggingface" else name: name for name in checkpoint.names}
+
+
+def _canonical(name):
+    name = _LIBRARY_PREFIX.sub("", name)
+    return re.sub(r"gamma$", "weight", re.sub(r"beta$", "bias", name))
+
+
+def _lookup(name, index, fallbacks):
+    candidates = (name, *fallbacks.get(_canonical(name), ()))
+    for candidate in candidates:
+        found = index.get(candidate) or index.get(_canonical(candidate))
+        if found is not None:
+            return found
+    return None
+
+
+def _loaded_shape(builder, checkpoint, entry, name):
+    """The shape that the file's variable has once it is turned and cut for the model."""
+    shape = tuple(checkpoint.shape(name))
+    shape = shape[::-1] if entry.transpose else shape
+    if entry.source.rows == "token" and (builder.keep_tokens or builder.compound_tokens):
+        rows = len(builder.keep_tokens) if builder.keep_tokens else shape[0]
+        return (rows + len(builder.compound_tokens or ()), *shape[1:])
+    if entry.source.rows == "position":
+        return (min(shape[0], entry.variable.shape[0]), *shape[1:])
+    return shape
+
+
+def _file_shape(entry, shape):
+    return shape[::-1] if entry.transpose else shape
+
+
+def _prepared(builder, checkpoint, entry, name):
+    rows = None
+    if entry.source.rows == "token":
+        rows = builder.keep_tokens
+    elif entry.source.rows == "position" and entry.variable.shape[0] < checkpoint.shape(name)[0]:
+        rows = range(entry.variable.shape[0])
+    array = checkpoint.read(name, rows=rows)
+    array = array.T if entry.transpose else array
+    if entry.source.rows == "token":
+        array = compound_rows(array, builder.compound_tokens)
+    want = tuple(entry.variable.shape)
+    if array.shape != want:
+        array = builder.rescaled(entry.path, resize_array(array, want), array)
+    return array
+
+
+def _refuse(report, tolerant):
+    if not (report.missing or report.mismatched):
+        return
+    if tolerant:
+        warnings.warn(f"weights that keep their initial values: {report}", stacklevel=4)
+        return
+    raise CheckpointError(
+        f"the checkpoint does not fit the model; nothing was loaded. {report}\n"
+        "Check the configuration and the options (heads such as with_mlm need their weights), or pass "
+        "ignore_invalid_weights=True to keep initial values for these."
+    )
+
+
+def _complete(builder, report, filled):
+    """Initialise and report the variables that no file variable filled."""
+    settle((inner for layer in builder.layers.values() for inner in walk_layers(layer)), filled)
+    for layer in builder.layers.values():
+        for variable in layer.trainable_variables:
+            if id(variable) not in filled:
+                report.initialized.append(variable.path)
+                report.initialized_parameters += int(np.prod(variable.shape))
+
+
+def weight_items(builder, naming, *, table=None, dtype=None):
+    """(name, shape, dtype, function returning the array) for every row: what the checkpoint writers take.
+
+    LoRA is merged into the kernels. Raises ValueError for quantised layers.
+    """
+    for entry in entries(builder, naming, table):
+        owner, name = _owner(entry.layer, entry.path)
+        if getattr(owner, "quantization_mode", None) and name != "bias":
+            raise ValueError(
+                f"{owner.path} is quantised to {owner.quantization_mode}: a checkpoint holds float weights. "
+                "Save the Keras model (.keras), or write the checkpoint before quantising."
+            )
+        shape = _file_shape(entry, tuple(entry.variable.shape))
+        yield entry.name, shape, dtype or "float32", _reader(owner, name, entry.transpose, dtype or "float32")
+
+
+def _reader(owner, name, transpose, dtype):
+    def read():
+        array = np.asarray(runtime.to_numpy(getattr(owner, name)), dtype=dtype)
+        return np.ascontiguousarray(array.T) if transpose else array
+
+    return read
