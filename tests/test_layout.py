@@ -318,13 +318,18 @@ def opens_text(call):
     return call.func.attr == "open" and not other_open and not is_binary(call)
 
 
+def names_encoding(call):
+    """Whether a call has `encoding=`, or "utf-8" by position."""
+    by_position = "utf-8" in [getattr(argument, "value", None) for argument in call.args]
+    return by_position or "encoding" in [keyword.arg for keyword in call.keywords]
+
+
 def test_every_open_names_its_encoding():
     report(
         f"{where(path, node)}: names no encoding"
         for path in [*LIBRARY, *PROGRAMS, *TESTS, ROOT / "setup.py"]
         for node, _ in nodes(path)
-        if isinstance(node, ast.Call) and opens_text(node)
-        if "encoding" not in {keyword.arg for keyword in node.keywords}
+        if isinstance(node, ast.Call) and opens_text(node) and not names_encoding(node)
     )
 
 
