@@ -1,0 +1,314 @@
+"""The only file that names TensorFlow, JAX or torch: the few primitives on which the rest is written once."""
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from bert4x.backend.batches import as_tuples, conform
+from bert4x.backend.scopes import (
+    CountingScope,
+    current_state,
+    keras_state,
+    overridden,  # noqa: F401  offered here with the other primitives
+    variables_of,
+)
+
+_BACKEND = keras.backend.backend()
+# Only the backend in use is imported; Keras has loaded it already.
+if _BACKEND == "tensorflow":
+    import tensorflow as tf
+elif _BACKEND == "jax":
+    import jax
+elif _BACKEND == "torch":
+    import torch
+    import torch.utils.checkpoint
+else:
+    raise ImportError(
+        f"bert4x runs on tensorflow, jax or torch; got the Keras backend {_BACKEND!r}. "
+        "Set KERAS_BACKEND before the first import."
+    )
+
+
+def backend():
+    """Name of the Keras backend in use: 'tensorflow', 'jax' or 'torch'."""
+    return _BACKEND
+
+
+def to_numpy(x):
+    """Copy a tensor, a Keras variable or an array-like to a NumPy array (bfloat16 stays bfloat16)."""
+    return ops.convert_to_numpy(x)
+
+
+def gpu_count():
+    """Number of GPUs that the backend can use."""
+    if _BACKEND == "tensorflow":
+        return len(tf.config.list_physical_devices("GPU"))
+    if _BACKEND == "jax":
+        return sum(device.platform == "gpu" for device in jax.devices())
+    return torch.cuda.device_count()
+
+
+def fused_attention_available():
+    """True where `ops.dot_product_attention` is worth using: on torch, and on any GPU (decision 16)."""
+    return _BACKEND == "torch" or gpu_count() > 0
+
+
+def jit(function, *, model=None, xla=False):
+    """Compile an inference function of tensors for repeated calls; it sees weights that are set later.
+
+    TensorFlow: one graph per input shape. JAX: `jax.jit` with the weights as arguments. torch: eager, without
+    gradients. Assignments to variables inside the function (dropout seeds) are not kept under JAX.
+
+    Args:
+        function: function of tensors or of structures of tensors; or a model or layer, which then runs with
+            training=False. Anything else it needs is fixed by a closure.
+        model: layer, model or list of them whose variables `function` reads; needed for a function.
+        xla: compile with XLA on TensorFlow as well. Each new shape costs seconds there.
+    Returns: function(*tensors). Arrays and numbers become tensors; None stays.
+    """
+    if isinstance(function, keras.Layer):
+        function, model = _inference_call(function), function
+    compiled = {"tensorflow": _tf_jit, "jax": _jax_jit, "torch": _torch_jit}[_BACKEND](function, model, xla)
+
+    def call(*tensors):
+        return compiled(*tree.map_structure(_as_tensor, tensors))
+
+    return call
+
+
+def _inference_call(layer):
+    return lambda *tensors: layer(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+
+
+def _as_tensor(x):
+    return None if x is None else ops.convert_to_tensor(x)
+
+
+def _tf_jit(function, model, xla):
+    # Static shapes are kept: callers use few of them (length buckets) and XLA needs them.
+    return tf.function(function, jit_compile=xla, reduce_retracing=False, autograph=False)
+
+
+def _jax_jit(function, model, xla):
+    @jax.jit
+    def stateless(values, tensors):
+        with keras.StatelessScope(state_mapping=zip(variables_of(model), values, strict=True)):
+            return function(*tensors)
+
+    return lambda *tensors: stateless([v.value for v in variables_of(model)], tensors)
+
+
+def _torch_jit(function, model, xla):
+    return torch.inference_mode()(function)
+
+
+def value_and_grad(function, x, *, differentiable=True):
+    """Value of a scalar function at x and its dense gradient there; may be nested and used in a train step.
+
+    Args:
+        function: takes x (same structure), returns a scalar tensor.
+        x: tensor, Keras variable, or structure of them. What the function reads elsewhere is constant: to
+            differentiate by a weight, pass its value as x and put it in place with `overridden`.
+        differentiable: False makes both results constants, which saves time and memory on torch.
+    Returns: (value, gradient); the gradient is zero where the function does not depend on x.
+    """
+    x = tree.map_structure(ops.convert_to_tensor, x)
+    run = {"tensorflow": _tf_value_and_grad, "jax": _jax_value_and_grad, "torch": _torch_value_and_grad}
+    result = run[_BACKEND](function, x, differentiable)
+    return result if differentiable else tree.map_structure(ops.stop_gradient, result)
+
+
+def _tf_value_and_grad(function, x, differentiable):
+    # The copy is what the function sees, so that watching it touches no variable.
+    x = tree.map_structure(tf.identity, x)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tree.flatten(x))
+        value = function(x)
+    # A part of x that the function does not use gets zeros.
+    gradient = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return value, tree.map_structure(_dense, gradient, x)
+
+
+def _dense(gradient, x):
+    if isinstance(gradient, tf.IndexedSlices):  # a gather's gradient: sum the rows that occur several times
+        return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, tf.shape(x)[0])
+    return gradient
+
+
+def _jax_value_and_grad(function, x, differentiable):
+    return jax.value_and_grad(function)(x)
+
+
+def _torch_value_and_grad(function, x, differentiable):
+    with torch.enable_grad():
+        # A tensor that is being differentiated already (a weight, an outer call's x) must stay connected.
+        x = tree.map_structure(lambda t: t if t.requires_grad and differentiable else _leaf(t), x)
+        value = function(x)
+        if not value.requires_grad:  # a constant function
+            return value, tree.map_structure(torch.zeros_like, x)
+        gradient = torch.autograd.grad(
+            value, tree.flatten(x), create_graph=differentiable, allow_unused=True, materialize_grads=True
+        )
+    return value, tree.pack_sequence_as(x, gradient)
+
+
+def _leaf(x):
+    return x.detach().requires_grad_()
+
+
+def rematerialized(layer, function, *tensors):
+    """function(*tensors), whose intermediate results are not kept but computed again in the backward pass.
+
+    Dropout masks are the same both times. Second derivatives: JAX and torch only.
+
+    Args:
+        layer: the built layer whose variables, seeds included, `function` uses. It must not assign others
+            (no batch normalisation) and `add_loss` inside is lost.
+        function: returns a tensor or a structure of them. Every tensor that needs a gradient is an argument;
+            masks and integers may come by closure.
+        tensors: float tensors.
+    """
+    variables, draws = layer.variables, {}
+    # The backward pass runs outside of all layers, and must find `training` and the dtype as they are here.
+    here = current_state()
+    with keras_state(autocast_scope=None):
+        values = [ops.convert_to_tensor(v.value) for v in variables]
+
+    def body(values, *tensors):
+        draws.clear()
+        with keras_state(autocast_scope=None):
+            scope = CountingScope(zip(variables, values, strict=True), draws)
+        with scope, keras_state(**here):
+            return function(*tensors)
+
+    run = {"tensorflow": _tf_remat, "jax": _jax_remat, "torch": _torch_remat}[_BACKEND]
+    outputs = run(body, values, tensors)
+    _advance_seeds(layer, draws)
+    return outputs
+
+
+def _advance_seeds(layer, draws):
+    """Draw from the seeds themselves what the body drew from its copies of them."""
+    for variable in (v for v in layer.variables if id(v) in draws):
+        if any(variable is weight for weight in layer.weights):
+            raise ValueError(f"a rematerialized call must not assign weights; it assigned {variable.path}")
+        step = ops.convert_to_tensor(np.array([0, draws[id(variable)]]), dtype=variable.dtype)
+        variable.assign(variable.value + step)
+
+
+def _tf_remat(body, values, tensors):
+    # recompute_grad makes arithmetic with each argument, so that integers (seeds) go by closure.
+    floats = [i for i, v in enumerate(values) if v.dtype.is_floating]
+
+    @tf.recompute_grad
+    def run(weights, *tensors):
+        filled = list(values)
+        for i, weight in zip(floats, weights, strict=True):
+            filled[i] = weight
+        return body(filled, *tensors)
+
+    return run([tf.identity(values[i]) for i in floats], *tensors)
+
+
+def _jax_remat(body, values, tensors):
+    return jax.checkpoint(body)(values, *tensors)
+
+
+def _torch_remat(body, values, tensors):
+    return torch.utils.checkpoint.checkpoint(body, values, *tensors, use_reentrant=False)
+
+
+def check_ids(ids, limit, name):
+    """Return integer ids unchanged, after checking that each is in [0, limit).
+
+    Eager tensors: ValueError at once. In a TensorFlow graph InvalidArgumentError when it runs (XLA drops the
+    check); under JAX's jit a ValueError from a host callback stops the computation.
+
+    Args:
+        ids: integer tensor of any shape.
+        limit: number of rows of the table that the ids address.
+        name: what the ids are, for the message.
+    """
+    if _BACKEND == "tensorflow" and not isinstance(ids, keras.KerasTensor) and not tf.executing_eagerly():
+        return _tf_check_ids(ids, limit, name)
+    if _BACKEND == "jax" and isinstance(ids, jax.core.Tracer):
+        jax.debug.callback(lambda values: _check_array(np.asarray(values), limit, name), ids)
+    elif not isinstance(ids, keras.KerasTensor) and str(getattr(ids, "device", "")) != "meta":
+        _check_array(to_numpy(ids), limit, name)
+    return ids
+
+
+def _tf_check_ids(ids, limit, name):
+    message = _range_rule(limit, name)
+    limit = tf.cast(limit, ids.dtype)
+    checks = [tf.debugging.assert_non_negative(ids, message), tf.debugging.assert_less(ids, limit, message)]
+    with tf.control_dependencies(checks):
+        return tf.identity(ids)
+
+
+def _range_rule(limit, name):
+    return f"{name} must be in [0, {limit})"
+
+
+def _check_array(ids, limit, name):
+    if ids.size and (ids.min() < 0 or ids.max() >= limit):
+        raise ValueError(
+            f"{_range_rule(limit, name)}; got values from {ids.min()} to {ids.max()}. "
+            "Do the vocabulary and the model belong together?"
+        )
+
+
+def dataset_from_generator(make_iterator, example_batch):
+    """What `fit`, `evaluate` and `predict` take, from batches of any lengths.
+
+    TensorFlow: a tf.data.Dataset in which every axis is free (Keras fixes the axes that are equal in its
+    first two batches) and lists are tuples (TensorFlow rejects lists). JAX and torch: a generator, which ends
+    with the iterator; so for several epochs the iterator must be endless and `steps_per_epoch` given.
+
+    Args:
+        make_iterator: function without arguments that returns an iterator over batches. A batch is (x,),
+            (x, y) or (x, y, w); x is an array, or a list, tuple or dict of arrays; y and w may be None.
+        example_batch: one batch, for structure, ranks and dtypes. Later batches are cast to these dtypes.
+    Raises: ValueError for a batch of another structure, TypeError for float values where integers were.
+    """
+    example = as_tuples(example_batch)
+    if _BACKEND == "tensorflow":
+        return _tf_dataset(make_iterator, example)
+    return (conform(batch, example) for batch in make_iterator())
+
+
+def _tf_dataset(make_iterator, example):
+    leaves = tree.flatten(example)
+    signature = tuple(tf.TensorSpec([None] * a.ndim, a.dtype) for a in leaves if a is not None)
+
+    def flat_batches():
+        for batch in make_iterator():
+            yield tuple(a for a in tree.flatten(conform(batch, example)) if a is not None)
+
+    def packed(*arrays):
+        arrays = iter(arrays)
+        return tree.pack_sequence_as(example, [None if a is None else next(arrays) for a in leaves])
+
+    dataset = tf.data.Dataset.from_generator(flat_batches, output_signature=signature)
+    return dataset.map(packed).prefetch(tf.data.AUTOTUNE)
+
+
+def random_state():
+    """State of the backend's own random generators, as a dict of uint8 arrays; empty but on torch.
+
+    Keras' seed generators are not in it: they are variables of their layers.
+    """
+    if _BACKEND != "torch":
+        return {}
+    states = {f"cuda{i}": torch.cuda.get_rng_state(i) for i in range(gpu_count())}
+    return {name: state.numpy().copy() for name, state in {"cpu": torch.get_rng_state(), **states}.items()}
+
+
+def set_random_state(state):
+    """Restore what `random_state` returned; the state of a device that is not there is left out."""
+    if _BACKEND != "torch":
+        return
+    torch.set_rng_state(torch.from_numpy(state["cpu"].copy()))
+    for i in range(gpu_count()):
+        if f"cuda{i}" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state[f"cuda{i}"].copy()), i)

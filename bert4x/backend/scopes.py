@@ -1,0 +1,97 @@
+"""Running layers with other values in place of their variables: what needs Keras' scopes but no backend."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+# Private, without a public counterpart: what the layers now running have set for the layers inside them.
+from keras.src.backend.common import global_state
+
+
+@contextlib.contextmanager
+def overridden(replacements, model):
+    """Run a layer or model in the block with some of its variables replaced by tensors.
+
+    Gradients flow to the tensors given and to the other variables. Works inside a running train step. When
+    the block ends, what it assigned to other variables (dropout seeds, moving averages, metrics) is assigned
+    to them, as constants. Losses from `add_loss` in the block are in `model.losses` there, and only there.
+
+    Args:
+        replacements: list of pairs (Keras variable, tensor of its shape). Not a dict: variables have no hash.
+        model: the layer, model or list of them that runs in the block; they own the variables.
+    Raises: ValueError for a variable that is not theirs, or a wrong shape.
+    """
+    variables = variables_of(model)
+    replaced = {id(v): value for v, value in replacements}
+    foreign = [v.path for v, _ in replacements if id(v) not in {id(own) for own in variables}]
+    if foreign:
+        raise ValueError(f"overridden needs variables of the model that runs in the block; got {foreign}")
+    # All variables are mapped: JAX cannot reach an unmapped one from a nested scope, where the outer scope's
+    # values are hidden.
+    with keras_state(autocast_scope=None):  # values and dtypes as stored, not as the calling layer computes
+        mapping = [(v, replaced.get(id(v), v.value)) for v in variables]
+        scope = keras.StatelessScope(state_mapping=mapping, collect_losses=True)
+    before = [scope.get_current_value(v) for v in variables]
+    with scope, _own_losses(model):
+        yield
+    for variable, old in zip(variables, before, strict=True):
+        new = scope.get_current_value(variable)
+        if new is not old and id(variable) not in replaced:
+            # Without stop_gradient a value that depends on x would leak out of JAX's trace.
+            variable.assign(ops.stop_gradient(new))
+
+
+@contextlib.contextmanager
+def _own_losses(model):
+    """Let the block's pass have `add_loss` losses of its own, and keep those of a pass in progress."""
+    models = model if isinstance(model, (list, tuple)) else [model]
+    layers = [layer for m in models for layer in m._flatten_layers()]
+    # During a step TensorFlow and torch keep them in `_losses`, the JAX trainer in `_losses_override`.
+    saved = [(layer._losses[:], layer._losses_override) for layer in layers]
+    for layer in layers:
+        layer._losses_override = []
+    try:
+        yield
+    finally:
+        for layer, (losses, override) in zip(layers, saved, strict=True):
+            layer._losses[:], layer._losses_override = losses, override
+
+
+@contextlib.contextmanager
+def keras_state(**values):
+    """Set attributes of Keras' global state for the block."""
+    saved = {name: global_state.get_global_attribute(name) for name in values}
+    for name, value in values.items():
+        global_state.set_global_attribute(name, value)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            global_state.set_global_attribute(name, value)
+
+
+def current_state():
+    """What the layers now running have set, as arguments for `keras_state` at another time."""
+    names = ("autocast_scope", "current_call_ctx")
+    return {name: global_state.get_global_attribute(name) for name in names}
+
+
+class CountingScope(keras.StatelessScope):
+    """A StatelessScope that counts the assignments to each variable."""
+
+    def __init__(self, state_mapping, counts):
+        super().__init__(state_mapping=state_mapping)
+        self.counts = counts
+
+    def add_update(self, update):
+        """Count and store one assignment."""
+        self.counts[id(update[0])] = self.counts.get(id(update[0]), 0) + 1
+        super().add_update(update)
+
+
+def variables_of(model):
+    """All variables of a layer, a model or a list of them, with seed and metric state, each once."""
+    layers = [] if model is None else model if isinstance(model, (list, tuple)) else [model]
+    found = [v for layer in layers for v in (*layer.variables, *layer.metrics_variables)]
+    return list({id(v): v for v in found}.values())
