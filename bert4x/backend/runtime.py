@@ -5,13 +5,7 @@ import numpy as np
 from keras import ops, tree
 
 from bert4x.backend.batches import as_tuples, conform
-from bert4x.backend.scopes import (
-    CountingScope,
-    current_state,
-    keras_state,
-    overridden,  # noqa: F401  offered here with the other primitives
-    variables_of,
-)
+from bert4x.backend.scopes import Replay, overridden, variables_of  # noqa: F401  `overridden` is offered here
 
 _BACKEND = keras.backend.backend()
 # Only the backend in use is imported; Keras has loaded it already.
@@ -29,6 +23,9 @@ else:
     )
 
 
+_ASSIGNED_BYTES = 2**23  # what `assign` copies at a time
+
+
 def backend():
     """Name of the Keras backend in use: 'tensorflow', 'jax' or 'torch'."""
     return _BACKEND
@@ -37,6 +34,24 @@ def backend():
 def to_numpy(x):
     """Copy a tensor, a Keras variable or an array-like to a NumPy array (bfloat16 stays bfloat16)."""
     return ops.convert_to_numpy(x)
+
+
+def assign(variable, array):
+    """Give a Keras variable the values of a numpy array without a second copy of it where the backend can.
+
+    TensorFlow copies a numpy array before it uses it, so a large one goes in by rows. The raw operation writes them in
+    place; `variable[a:b].assign` reads the variable first and so copies all of it.
+    """
+    if _BACKEND != "tensorflow" or array.nbytes <= _ASSIGNED_BYTES or array.ndim == 0:
+        variable.assign(array)
+        return
+    step = max(1, _ASSIGNED_BYTES // array[0].nbytes)
+    for start in range(0, len(array), step):
+        rows = tf.cast(array[start : start + step], variable.dtype)
+        end = start + len(array[start : start + step])
+        tf.raw_ops.ResourceStridedSliceAssign(
+            ref=variable.value.handle, begin=[start], end=[end], strides=[1], value=rows
+        )
 
 
 def gpu_count():
@@ -56,14 +71,14 @@ def fused_attention_available():
 def jit(function, *, model=None, xla=False):
     """Compile an inference function of tensors for repeated calls; it sees weights that are set later.
 
-    TensorFlow: one graph per input shape. JAX: `jax.jit` with the weights as arguments. torch: eager, without
-    gradients. Assignments to variables inside the function (dropout seeds) are not kept under JAX.
+    TensorFlow: a graph for free shapes (with XLA one per shape). JAX: `jax.jit`, one program per shape, with the
+    weights as arguments; assignments to variables inside (dropout seeds) are lost. torch: eager, no gradients.
 
     Args:
         function: function of tensors or of structures of tensors; or a model or layer, which then runs with
             training=False. Anything else it needs is fixed by a closure.
         model: layer, model or list of them whose variables `function` reads; needed for a function.
-        xla: compile with XLA on TensorFlow as well. Each new shape costs seconds there.
+        xla: compile with XLA on TensorFlow. Each new shape costs seconds, so for few shapes and many calls.
     Returns: function(*tensors). Arrays and numbers become tensors; None stays.
     """
     if isinstance(function, keras.Layer):
@@ -85,8 +100,9 @@ def _as_tensor(x):
 
 
 def _tf_jit(function, model, xla):
-    # Static shapes are kept: callers use few of them (length buckets) and XLA needs them.
-    return tf.function(function, jit_compile=xla, reduce_retracing=False, autograph=False)
+    # XLA needs static shapes. Without it a graph for free shapes is as fast on CPU, is traced two or three times
+    # instead of once per length, and spares the user TensorFlow's warning about tracing.
+    return tf.function(function, jit_compile=xla, reduce_retracing=not xla, autograph=False)
 
 
 def _jax_jit(function, model, xla):
@@ -168,32 +184,11 @@ def rematerialized(layer, function, *tensors):
             masks and integers may come by closure.
         tensors: float tensors.
     """
-    variables, draws = layer.variables, {}
-    # The backward pass runs outside of all layers, and must find `training` and the dtype as they are here.
-    here = current_state()
-    with keras_state(autocast_scope=None):
-        values = [ops.convert_to_tensor(v.value) for v in variables]
-
-    def body(values, *tensors):
-        draws.clear()
-        with keras_state(autocast_scope=None):
-            scope = CountingScope(zip(variables, values, strict=True), draws)
-        with scope, keras_state(**here):
-            return function(*tensors)
-
+    replay = Replay(layer, function)
     run = {"tensorflow": _tf_remat, "jax": _jax_remat, "torch": _torch_remat}[_BACKEND]
-    outputs = run(body, values, tensors)
-    _advance_seeds(layer, draws)
+    outputs = run(replay, replay.values, tensors)
+    replay.advance_seeds()
     return outputs
-
-
-def _advance_seeds(layer, draws):
-    """Draw from the seeds themselves what the body drew from its copies of them."""
-    for variable in (v for v in layer.variables if id(v) in draws):
-        if any(variable is weight for weight in layer.weights):
-            raise ValueError(f"a rematerialized call must not assign weights; it assigned {variable.path}")
-        step = ops.convert_to_tensor(np.array([0, draws[id(variable)]]), dtype=variable.dtype)
-        variable.assign(variable.value + step)
 
 
 def _tf_remat(body, values, tensors):

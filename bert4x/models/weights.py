@@ -167,7 +167,7 @@ def load_weights(builder, checkpoint, *, table=None, tolerant=False, resize=Fals
     report.unused = sorted(n for n in checkpoint.names if n not in used and not _IGNORED.search(n))
     _refuse(report, tolerant)
     for entry, name in usable:
-        entry.variable.assign(_prepared(builder, checkpoint, entry, name))
+        runtime.assign(entry.variable, _prepared(builder, checkpoint, entry, name))
         report.loaded.append(name)
         report.loaded_parameters += int(np.prod(entry.variable.shape))
     _complete(builder, report, {id(entry.variable) for entry, _ in usable})
