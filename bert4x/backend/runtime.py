@@ -258,7 +258,8 @@ def dataset_from_generator(make_iterator, example_batch):
 
     TensorFlow: a tf.data.Dataset in which every axis is free (Keras fixes the axes that are equal in its
     first two batches) and lists are tuples (TensorFlow rejects lists). JAX and torch: a generator, which ends
-    with the iterator; so for several epochs the iterator must be endless and `steps_per_epoch` given.
+    with the iterator; so for several epochs the iterator must be endless and `steps_per_epoch` given. Keras
+    warns in `fit` unless `shuffle=False` says that the order is yours.
 
     Args:
         make_iterator: function without arguments that returns an iterator over batches. A batch is (x,),

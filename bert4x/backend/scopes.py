@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
 # Private, without a public counterpart: what the layers now running have set for the layers inside them.
@@ -71,13 +72,47 @@ def keras_state(**values):
             global_state.set_global_attribute(name, value)
 
 
-def current_state():
-    """What the layers now running have set, as arguments for `keras_state` at another time."""
-    names = ("autocast_scope", "current_call_ctx")
-    return {name: global_state.get_global_attribute(name) for name in names}
+class Replay:
+    """A function that uses a layer's variables, made pure: the same arguments give the same result each time.
+
+    Call it with `values`, or other tensors for the layer's variables, and the arguments of the function.
+
+    Args:
+        layer: built layer; it may draw from its seeds but not assign its weights.
+        function: function of tensors.
+    """
+
+    def __init__(self, layer, function):
+        self.layer, self.function, self.variables = layer, function, layer.variables
+        self._draws = {}
+        # A replay runs outside of all layers, and must find `training` and the dtype as they are now.
+        names = ("autocast_scope", "current_call_ctx")
+        self._state = {name: global_state.get_global_attribute(name) for name in names}
+        with keras_state(autocast_scope=None):
+            self.values = [_snapshot(v) for v in self.variables]
+
+    def __call__(self, values, *tensors):
+        self._draws.clear()
+        with keras_state(autocast_scope=None):
+            scope = _CountingScope(zip(self.variables, values, strict=True), self._draws)
+        with scope, keras_state(**self._state):
+            return self.function(*tensors)
+
+    def advance_seeds(self):
+        """Draw from the layer's seeds as often as the last call drew from its copies of them."""
+        for variable in (v for v in self.variables if id(v) in self._draws):
+            if any(variable is weight for weight in self.layer.weights):
+                raise ValueError(f"a rematerialized call must not assign weights; got {variable.path}")
+            step = ops.convert_to_tensor(np.array([0, self._draws[id(variable)]]), dtype=variable.dtype)
+            variable.assign(variable.value + step)
 
 
-class CountingScope(keras.StatelessScope):
+def _snapshot(variable):
+    """Value of a variable; of a seed a copy, since it is advanced in place before the backward pass."""
+    return variable.value * 1 if "int" in variable.dtype else ops.convert_to_tensor(variable.value)
+
+
+class _CountingScope(keras.StatelessScope):
     """A StatelessScope that counts the assignments to each variable."""
 
     def __init__(self, state_mapping, counts):

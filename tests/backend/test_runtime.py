@@ -1,4 +1,4 @@
-"""The primitives of runtime.py: derivatives, replaced variables, compiled inference, checked ids, random state."""
+"""Primitives: derivatives, replaced variables, compiled inference, checked ids, random state."""
 
 import subprocess
 import sys
@@ -37,7 +37,8 @@ def test_value_and_grad_of_two_parameters():
 
 def test_value_and_grad_takes_a_variable_and_gives_zeros_for_what_is_unused():
     x = keras.Variable([1.0, 2.0])
-    value, gradient = value_and_grad(lambda p: ops.sum(ops.exp(p["used"])), {"used": x, "unused": ops.ones(3)})
+    both = {"used": x, "unused": ops.ones(3)}
+    _, gradient = value_and_grad(lambda p: ops.sum(ops.exp(p["used"])), both)
     np.testing.assert_allclose(to_numpy(gradient["used"]), np.exp([1, 2]), rtol=1e-6)
     np.testing.assert_array_equal(to_numpy(gradient["unused"]), np.zeros(3))
     _, gradient = value_and_grad(lambda x: ops.convert_to_tensor(4.0), x)
