@@ -9,8 +9,12 @@ from bert4x.models.base import Transformer
 from bert4x.models.bert import BERT
 from bert4x.models.checkpoint import CheckpointError, has_checkpoint, open_checkpoint
 from bert4x.models.config import MODEL_TYPES, read_config, rename
+from bert4x.models.cpm import CPM
 from bert4x.models.electra import ELECTRA
 from bert4x.models.finetune import enable_lora, set_trainable
+from bert4x.models.gpt import GPT
+from bert4x.models.gpt2 import GPT2
+from bert4x.models.gpt2_ml import GPT2_ML
 from bert4x.models.nezha import NEZHA
 from bert4x.models.pretrained import load_weights, save_pretrained
 from bert4x.models.roformer import RoFormer, RoFormerV2
@@ -20,9 +24,13 @@ __all__ = [
     "ALBERT",
     "ALBERTUnshared",
     "BERT",
+    "CPM",
     "CheckpointError",
     "ELECTRA",
     "FAMILIES",
+    "GPT",
+    "GPT2",
+    "GPT2_ML",
     "LoadReport",
     "NEZHA",
     "RoFormer",
@@ -47,6 +55,10 @@ FAMILIES = {
     "electra": ELECTRA,
     "roformer": RoFormer,
     "roformer_v2": RoFormerV2,
+    "gpt": GPT,
+    "gpt2": GPT2,
+    "gpt2_ml": GPT2_ML,
+    "cpm": CPM,
 }
 
 _APPLICATIONS = {
@@ -101,7 +113,7 @@ def build_transformer_model(
 
 def _given(family, options):
     """The user's own keyword arguments: aliases understood, 'gelu' resolved, unknown names left for the error."""
-    options = rename(options)
+    options = rename(options, strict=True)
     if "hidden_act" in options:
         options["hidden_act"] = family.resolve_activation(options["hidden_act"])
     return options

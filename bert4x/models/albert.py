@@ -66,12 +66,10 @@ class ALBERT(BERT):
         group, inner = self.place(index)
         return f"Transformer-Group-{group}-{inner}-{kind}"
 
-    def block_table(self, index):
+    def block_table(self, index, block):
+        """Rows of block `index`; the file holds one block per group and inner block, so `block` is not used."""
         group, inner = self.place(index)
-        return self.shared_block_table(index, f"bert/encoder/transformer/group_{group}/inner_group_{inner}")
-
-    def shared_block_table(self, index, block):
-        """Rows of block `index`, filled from the shared block `block` of the file."""
+        block = f"bert/encoder/transformer/group_{group}/inner_group_{inner}"
         attention, feed_forward = self.part(index, "MultiHeadSelfAttention"), self.part(index, "FeedForward")
         return {
             attention: inside("query", dense(f"{block}/attention_1/self/query"))
@@ -94,8 +92,8 @@ class ALBERTUnshared(ALBERT):
     def part(self, index, kind):
         return f"Transformer-{index}-{kind}"
 
-    def block_table(self, index):
-        return BERT.block_table(self, index)
+    def block_table(self, index, block):
+        return BERT.block_table(self, index, block)
 
     def pretrained_extras(self):
         groups = {"num_hidden_layers": self.num_blocks, "num_hidden_groups": self.num_blocks, "inner_group_num": 1}
@@ -105,11 +103,12 @@ class ALBERTUnshared(ALBERT):
         table = self.weight_table()
         for index in range(self.num_blocks):
             if not self._has_own_block(checkpoint, index):
-                table |= ALBERT.block_table(self, index)
+                table |= ALBERT.block_table(self, index, None)
         return table
 
     def _has_own_block(self, checkpoint, index):
         if checkpoint.naming == "google":
             return f"bert/encoder/layer_{index}/output/dense/kernel" in checkpoint.names
         groups = [re.search(r"albert_layer_groups\.(\d+)\.", name) for name in checkpoint.names]
-        return len({match[1] for match in groups if match}) == self.num_blocks
+        # Any other number of groups than ALBERT's; a block that the file lacks is then an error.
+        return len({match[1] for match in groups if match}) != self.num_hidden_groups

@@ -24,6 +24,8 @@ class UnifiedLanguageModel:
 
 def extend_with_language_model(base):
     """The family `base` as a causal language model: a class."""
+    if issubclass(base, LanguageModel):
+        return base
     return type(f"{base.__name__}LM", (LanguageModel, base), {"__doc__": LanguageModel.__doc__})
 
 

@@ -38,6 +38,7 @@ class Transformer:
         "attention_dropout_rate": 0.0,
         "initializer_range": 0.02,
         "layer_norm_eps": 1e-12,
+        "mask_zero": True,
         "sequence_length": None,
         "keep_tokens": None,
         "compound_tokens": None,
@@ -67,6 +68,7 @@ class Transformer:
     attention_position = None
     residual = staticmethod(post_norm)
     huggingface_rules = ()
+    huggingface_transposes = True  # their Linear weights are (out, in); GPT's modules are not
     fallback_names = {}
 
     def __init__(self, **options):
@@ -198,7 +200,7 @@ class Transformer:
             input_dim=self.vocab_size,
             output_dim=self.embedding_size,
             embeddings_initializer=self.initializer,
-            mask_zero=True,
+            mask_zero=self.mask_zero,
             check_ids=self.check_ids,
         )
 

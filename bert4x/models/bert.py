@@ -131,7 +131,7 @@ class BERT(Transformer):
             "Embedding-Mapping": dense("bert/encoder/embedding_hidden_mapping_in"),
         }
         for index in range(self.num_blocks):
-            table |= self.block_table(index)
+            table |= self.block_table(index, f"bert/encoder/layer_{index}")
         return table
 
     def head_table(self):
@@ -147,9 +147,8 @@ class BERT(Transformer):
             "MLM-Bias": {"beta": Source("cls/predictions/output_bias", rows="token")},
         }
 
-    def block_table(self, index):
-        """One block's rows of the weight table."""
-        block = f"bert/encoder/layer_{index}"
+    def block_table(self, index, block):
+        """The weight table's rows of block `index`, whose names in the file start with `block`."""
         attention, feed_forward = self.part(index, "MultiHeadSelfAttention"), self.part(index, "FeedForward")
         return {
             attention: inside("query", dense(f"{block}/attention/self/query"))

@@ -11,6 +11,24 @@ ALIASES = {
     "attention_probs_dropout_prob": "attention_dropout_rate",
     "max_position_embeddings": "max_position",
     "type_vocab_size": "segment_vocab_size",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "rms_norm_eps": "layer_norm_eps",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position",
+    "afn": "hidden_act",
+    "activation_function": "hidden_act",
+    "resid_pdrop": "dropout_rate",
+    "attn_pdrop": "attention_dropout_rate",
+    "attention_dropout": "attention_dropout_rate",
+    "d_model": "hidden_size",
+    "d_kv": "attention_head_size",
+    "d_ff": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "head_dim": "attention_head_size",
 }
 
 # `model_type` of HuggingFace files -> our model name.
@@ -20,6 +38,8 @@ MODEL_TYPES = {
     "electra": "electra",
     "nezha": "nezha",
     "roformer": "roformer",
+    "openai-gpt": "gpt",
+    "gpt2": "gpt2",
 }
 
 REFUSED_MODEL_TYPES = {
@@ -62,6 +82,8 @@ HUGGINGFACE_DEFAULTS = {
     },
     "nezha": {**_BASE, "vocab_size": 21128},
     "roformer": {**_BASE, "vocab_size": 50000, "max_position": 1536},
+    "openai-gpt": {**_BASE, "vocab_size": 40478},
+    "gpt2": {**_BASE, "vocab_size": 50257, "max_position": 1024, "hidden_act": "gelu_new"},
 }
 
 _HUGGINGFACE_KEYS = ("model_type", "transformers_version", "architectures")
@@ -93,14 +115,19 @@ def read_config(source):
     return {key: value for key, value in options.items() if value is not None}, model, flavour, directory
 
 
-def rename(options):
-    """Apply the alias table; a name given in both spellings with different values is an error."""
-    renamed = {}
+def rename(options, *, strict=False):
+    """Apply the alias table; a name of ours wins over its alias.
+
+    Args:
+        strict: both spellings with different values are a ValueError.
+    """
+    renamed = {ALIASES[key]: value for key, value in options.items() if key in ALIASES}
     for key, value in options.items():
-        name = ALIASES.get(key, key)
-        if name in renamed and renamed[name] != value:
-            raise ValueError(f"{key!r} and {name!r} mean the same and were given as {value!r} and {renamed[name]!r}")
-        renamed[name] = value
+        if key in ALIASES:
+            continue
+        if strict and renamed.get(key, value) != value:
+            raise ValueError(f"{key} was given twice: {value!r}, and {renamed[key]!r} under its other name")
+        renamed[key] = value
     return renamed
 
 

@@ -5,6 +5,7 @@ the Google names by `huggingface_name` and a family's few renaming rules.
 """
 
 import dataclasses
+import functools
 import re
 import warnings
 from typing import NamedTuple
@@ -23,11 +24,13 @@ class Source(NamedTuple):
     name: its Google name.
     transpose: the file holds the transpose of our kernel.
     rows: 'token' or 'position' if the rows are tokens (keep_tokens applies) or positions (fewer may be taken).
+    part: (i, n) if the file holds n variables side by side on the last axis, of which this is number i.
     """
 
     name: str
     transpose: bool = False
     rows: str | None = None
+    part: tuple | None = None
 
 
 def dense(prefix):
@@ -57,16 +60,21 @@ _GENERIC_RULES = (
     (r"/", "."),
 )
 
+# HuggingFace's Linear weights are (out, in), and T5's bias tables (buckets, heads).
+_TURNED = re.compile(r"/(kernel|relative_attention_bias)$")
 # In files, but never weights of a model: optimizer slots, buffers, tied copies.
 _IGNORED = re.compile(
     r"(adam_[mv]|/Adam(_1)?|_slot_\w+|/lamb_[mv]|AdamWeightDecayOptimizer(_\d)?)$|global_step|_power$|position_ids$"
-    r"|embed_positions|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|predictions\.decoder\.|lm_head\.weight$"
+    r"|embed_positions|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|predictions\.decoder\.|lm_head\.weight$|\.attn\.(masked_)?bias$"
 )
-_LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer)\.")
+_LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer|transformer)\.")
 
 
 def huggingface_name(google, rules=()):
-    """Translate a Google name, e.g. bert/pooler/dense/kernel -> bert.pooler.dense.weight."""
+    """Translate a Google name, e.g. bert/pooler/dense/kernel -> bert.pooler.dense.weight.
+
+    A rule may end in '#i:n' for `Source.part`: c_attn.weight#0:3 is the first third of a fused kernel.
+    """
     for pattern, replacement in (*rules, *_GENERIC_RULES):
         google = re.sub(pattern, replacement, google)
     return google
@@ -111,6 +119,7 @@ class _Entry(NamedTuple):
     source: Source
     name: str
     transpose: bool
+    part: tuple | None
 
 
 def entries(builder, naming, table=None):
@@ -121,11 +130,12 @@ def entries(builder, naming, table=None):
             continue
         for path, source in rows.items():
             source = Source(source) if isinstance(source, str) else source
-            name, transpose = source.name, source.transpose
+            name, transpose, part = source.name, source.transpose, source.part
             if naming == "huggingface":
-                name = huggingface_name(name, builder.huggingface_rules)
-                transpose ^= source.name.endswith("/kernel")  # theirs are (out, in)
-            yield _Entry(layer, path, _variable(layer, path), source, name, transpose)
+                name, _, fused = huggingface_name(name, builder.huggingface_rules).partition("#")
+                part = tuple(map(int, fused.split(":"))) if fused else part
+                transpose ^= bool(_TURNED.search(source.name)) and builder.huggingface_transposes
+            yield _Entry(layer, path, _variable(layer, path), source, name, transpose, part)
 
 
 def _owner(layer, path):
@@ -196,6 +206,10 @@ def _lookup(name, index, fallbacks):
 def _loaded_shape(builder, checkpoint, entry, name):
     """The shape that the file's variable has once it is turned and cut for the model."""
     shape = tuple(checkpoint.shape(name))
+    if len(shape) == 3 and shape[0] == 1:  # OpenAI's kernels are those of convolutions of width 1
+        shape = shape[1:]
+    if entry.part is not None:
+        shape = (*shape[:-1], shape[-1] // entry.part[1])
     shape = shape[::-1] if entry.transpose else shape
     if entry.source.rows == "token" and (builder.keep_tokens or builder.compound_tokens):
         rows = len(builder.keep_tokens) if builder.keep_tokens else shape[0]
@@ -206,7 +220,8 @@ def _loaded_shape(builder, checkpoint, entry, name):
 
 
 def _file_shape(entry, shape):
-    return shape[::-1] if entry.transpose else shape
+    shape = shape[::-1] if entry.transpose else shape
+    return shape if entry.part is None else (*shape[:-1], shape[-1] * entry.part[1])
 
 
 def _prepared(builder, checkpoint, entry, name):
@@ -216,6 +231,9 @@ def _prepared(builder, checkpoint, entry, name):
     elif entry.source.rows == "position" and entry.variable.shape[0] < checkpoint.shape(name)[0]:
         rows = range(entry.variable.shape[0])
     array = checkpoint.read(name, rows=rows)
+    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    if entry.part is not None:
+        array = np.split(array, entry.part[1], axis=-1)[entry.part[0]]
     array = array.T if entry.transpose else array
     if entry.source.rows == "token":
         array = compound_rows(array, builder.compound_tokens)
@@ -249,10 +267,12 @@ def _complete(builder, report, filled):
 
 
 def weight_items(builder, naming, *, table=None, dtype=None):
-    """(name, shape, dtype, function returning the array) for every row: what the checkpoint writers take.
+    """(name, shape, dtype, function returning the array) for every file variable: what the checkpoint writers take.
 
     LoRA is merged into the kernels. Raises ValueError for quantised layers.
     """
+    dtype = dtype or "float32"
+    fused = {}
     for entry in entries(builder, naming, table):
         owner, name = _owner(entry.layer, entry.path)
         if getattr(owner, "quantization_mode", None) and name != "bias":
@@ -260,13 +280,16 @@ def weight_items(builder, naming, *, table=None, dtype=None):
                 f"{owner.path} is quantised to {owner.quantization_mode}: a checkpoint holds float weights. "
                 "Save the Keras model (.keras), or write the checkpoint before quantising."
             )
-        shape = _file_shape(entry, tuple(entry.variable.shape))
-        yield entry.name, shape, dtype or "float32", _reader(owner, name, entry.transpose, dtype or "float32")
+        fused.setdefault(entry.name, []).append(entry)
+    for name, parts in fused.items():
+        shape = _file_shape(parts[0], tuple(parts[0].variable.shape))
+        yield name, shape, dtype, functools.partial(_read_back, parts, dtype)
 
 
-def _reader(owner, name, transpose, dtype):
-    def read():
-        array = np.asarray(runtime.to_numpy(getattr(owner, name)), dtype=dtype)
-        return np.ascontiguousarray(array.T) if transpose else array
-
-    return read
+def _read_back(parts, dtype):
+    """The array of a file variable, from the variables that are its parts."""
+    arrays = []
+    for entry in sorted(parts, key=lambda entry: entry.part or (0, 1)):
+        array = np.asarray(runtime.to_numpy(getattr(*_owner(entry.layer, entry.path))), dtype=dtype)
+        arrays.append(array.T if entry.transpose else array)
+    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
