@@ -59,6 +59,8 @@ _BASE = {
     **_DROPOUTS,
 }
 
+_GPT = {key: value for key, value in _BASE.items() if key != "intermediate_size"}  # 4 * hidden_size
+
 # What a HuggingFace file means by leaving a key out.
 HUGGINGFACE_DEFAULTS = {
     "bert": _BASE,
@@ -82,8 +84,8 @@ HUGGINGFACE_DEFAULTS = {
     },
     "nezha": {**_BASE, "vocab_size": 21128},
     "roformer": {**_BASE, "vocab_size": 50000, "max_position": 1536},
-    "openai-gpt": {**_BASE, "vocab_size": 40478},
-    "gpt2": {**_BASE, "vocab_size": 50257, "max_position": 1024, "hidden_act": "gelu_new"},
+    "openai-gpt": {**_GPT, "vocab_size": 40478},
+    "gpt2": {**_GPT, "vocab_size": 50257, "max_position": 1024, "hidden_act": "gelu_new"},
 }
 
 _HUGGINGFACE_KEYS = ("model_type", "transformers_version", "architectures")
