@@ -100,6 +100,7 @@ class TokenizerBase:
             text, None for special tokens and for texts given as tokens.
         Raises: ValueError if `maxlen` has no room for the special tokens.
         """
+        _check_options(pattern, truncate_from)
         ids, first_length, spans = self._row(first_text, second_text, maxlen, pattern, truncate_from, offsets)
         ids = memoryview(ids).cast("i").tolist()
         segments = [0] * first_length + [1] * (len(ids) - first_length)
@@ -121,8 +122,7 @@ class TokenizerBase:
         seconds = [None] * len(firsts) if second_texts is None else _texts(second_texts)
         if len(firsts) != len(seconds):
             raise ValueError(f"Pairs need lists of one length; got {len(firsts)} and {len(seconds)} texts.")
-        row, options = self._row, (maxlen, pattern, truncate_from, offsets)
-        rows = [row(first, second, *options) for first, second in zip(firsts, seconds, strict=True)]
+        rows = self._rows(firsts, seconds, maxlen, pattern, truncate_from, offsets)
         lengths = np.array([len(ids) // 4 for ids, _, _ in rows], dtype="int32")
         columns = np.arange(lengths.max(initial=0), dtype="int32")
         filled = columns < lengths[:, None]
@@ -168,6 +168,9 @@ class TokenizerBase:
         """Packed ids of a text, without start and end."""
         return pack(self.tokens_to_ids(self._pieces(text)))
 
+    def _bodies(self, texts):
+        return [self._body(text) for text in texts]
+
     def _match(self, characters, tokens):
         """For each token the range of `characters` that it covers, an empty one where it is not found."""
         cursor, found = 0, []
@@ -181,8 +184,10 @@ class TokenizerBase:
 
     def _find(self, characters, token, cursor):
         """(what stands in the text, its place or -1) for a token that is not next in the text as it is."""
+        translated = token in self._token_translate_inv
         stem = self.stem(self._token_translate_inv.get(token, token))
-        return stem, -1 if self._is_special(token) or not stem else characters.find(stem, cursor)
+        wanted = stem and (translated or not self._is_special(token))
+        return stem, characters.find(stem, cursor) if wanted else -1
 
     def _spans(self, text):
         characters, starts, ends = self._trace(text)
@@ -205,9 +210,6 @@ class TokenizerBase:
 
     def _row(self, first_text, second_text, maxlen, pattern, truncate_from, offsets):
         """(packed ids, tokens of the first part, spans or None) of one text or pair."""
-        _check_options(pattern, truncate_from)
-        if second_text is None and not offsets and isinstance(first_text, str) and truncate_from == "right":
-            return self._simple_row(first_text, maxlen)
         parts = [self._part(first_text, offsets)]
         if second_text is not None:
             parts.append(self._part(second_text, offsets))
@@ -218,13 +220,19 @@ class TokenizerBase:
         packed = [b"".join((part.lead, part.body, part.tail)) for part in parts]
         return b"".join(packed), len(packed[0]) // 4, row_spans(parts) if offsets else None
 
-    def _simple_row(self, text, maxlen):
-        """`_row` of one text without frills, which a batch is mostly made of: saves a fifth of the time."""
-        body = self._body(text)
+    def _rows(self, firsts, seconds, maxlen, pattern, truncate_from, offsets):
+        """`_row` of every text or pair; single strings cut on the right, which is most of what is asked, at once."""
+        _check_options(pattern, truncate_from)
+        simple = truncate_from == "right" and not offsets and all(second is None for second in seconds)
+        if not simple or not all(isinstance(first, str) for first in firsts):
+            options = maxlen, pattern, truncate_from, offsets
+            return [self._row(first, second, *options) for first, second in zip(firsts, seconds, strict=True)]
+        bodies = self._bodies(firsts)
         if maxlen is not None:
-            body = body[: 4 * content_length(maxlen, (len(self._lead) + len(self._tail)) // 4)]
-        packed = self._lead + body + self._tail
-        return packed, len(packed) // 4, None
+            room = 4 * content_length(maxlen, (len(self._lead) + len(self._tail)) // 4)
+            bodies = [body[:room] for body in bodies]
+        packed = [self._lead + body + self._tail for body in bodies]
+        return [(ids, len(ids) // 4, None) for ids in packed]
 
 
 def _checked(text):

@@ -96,9 +96,9 @@ def simplify_vocab(token_dict, startswith=None):
     missing = [token for token in tokens if token not in token_dict]
     if missing:
         raise ValueError(f"The tokens of startswith must be in the vocabulary; it lacks {missing}. Add them.")
-    for token in sorted(token_dict, key=token_dict.get):
-        if token not in tokens and not _is_redundant(token):
-            tokens.append(token)
+    first = set(tokens)
+    ordered = sorted(token_dict, key=token_dict.get)
+    tokens += [token for token in ordered if token not in first and not _is_redundant(token)]
     return {token: index for index, token in enumerate(tokens)}, [token_dict[token] for token in tokens]
 
 
@@ -153,7 +153,11 @@ def _tokenizer_json_vocab(path):
             f"Tokenizer reads WordPiece vocabularies; {path} holds a model of type {model.get('type')!r}. "
             "Use the tokenizer class of that type."
         )
-    return model["vocab"]
+    vocab = dict(model["vocab"])
+    if "" in vocab:
+        # What transformers makes of U+2028, a token of the Chinese vocabulary; "" is no line of a vocabulary file.
+        vocab.setdefault("\u2028", vocab.pop(""))
+    return vocab
 
 
 def read_settings(directory):

@@ -5,9 +5,12 @@ import re
 import warnings
 from collections.abc import Mapping
 
+import numpy as np
+
 from bert4x.tokenizers.base import TokenizerBase
 from bert4x.tokenizers.rows import pack
 from bert4x.tokenizers.text import (
+    ALONE,
     RUNS,
     Memo,
     is_cjk,
@@ -104,10 +107,12 @@ class Tokenizer(TokenizerBase):
     def _make_memos(self):
         self._word_pieces = Memo(self._split_word, MEMO_SIZE, longest=MEMO_LONGEST)
         self._word_ids = Memo(self._pack_word, MEMO_SIZE, longest=MEMO_LONGEST)
-        self._unit_ids = Memo(self._pack_unit, MEMO_SIZE, longest=MEMO_LONGEST)
+        self._run_ids = Memo(self._pack_run, MEMO_SIZE, longest=MEMO_LONGEST)
+        self._alone = None
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if not isinstance(value, Memo)}
+        dropped = "_word_pieces", "_word_ids", "_run_ids", "_alone"
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -180,20 +185,38 @@ class Tokenizer(TokenizerBase):
     def _pack_word(self, word):
         return pack(self.tokens_to_ids(self._split_word(word)))
 
-    def _pack_unit(self, unit):
-        return b"".join([self._word_ids[word] for word in space_out(unit, self._do_lower_case).split()])
+    def _pack_run(self, run):
+        return b"".join([self._word_ids[word] for word in space_out(run, self._do_lower_case).split()])
 
     def _pieces(self, text):
         return [piece for word in self._words(text) for piece in self._word_pieces[word]]
 
     def _body(self, text):
-        # The lower case of a capital sigma depends on what follows, also beyond a punctuation character.
-        if self._pre_tokenize is not None or self._special_pattern is not None or "Σ" in text:
-            return b"".join([self._word_ids[word] for word in self._words(text)])
-        parts, lookup = RUNS.split(text), self._unit_ids.__getitem__
-        parts[::2] = [b"".join(map(lookup, stretch)) for stretch in parts[::2]]
-        parts[1::2] = map(lookup, parts[1::2])
-        return b"".join(parts)
+        return b"".join([self._word_ids[word] for word in self._words(text)])
+
+    def _bodies(self, texts):
+        """`_body` of each text, with the characters that stand alone looked up in one array, all at once."""
+        if self._pre_tokenize is not None or self._special_pattern is not None:
+            return super()._bodies(texts)
+        # The lower case of a capital sigma depends on what follows, even beyond punctuation: such a text is one run.
+        texts = [["", text] if "Σ" in text else RUNS.split(text) for text in texts]
+        alone = "".join([stretch for parts in texts for stretch in parts[::2]]).replace(" ", "")
+        packed = self._alone_ids()[np.frombuffer(alone.encode("utf-16-le"), dtype="<u2")].tobytes()
+        place = 0
+        for parts in texts:
+            parts[1::2] = map(self._run_ids.__getitem__, parts[1::2])
+            for i in range(0, len(parts), 2):
+                start, place = place, place + 4 * (len(parts[i]) - parts[i].count(" "))
+                parts[i] = packed[start:place]
+        return [b"".join(parts) for parts in texts]
+
+    def _alone_ids(self):
+        """Array code -> id of the characters that stand alone; made once, when it is first needed."""
+        if self._alone is None:
+            table = np.zeros(1 << 16, dtype="int32")
+            table[list(map(ord, ALONE))] = [self.token_to_id(*self._split_word(word)) for word in ALONE]
+            self._alone = table
+        return self._alone
 
     def _trace(self, text):
         if self._special_pattern is None:
