@@ -121,7 +121,7 @@ def named(names, batch):
 
 
 def with_single_columns(dataset, example):
-    """Tell a tf.data.Dataset that axes of size 1 in targets and weights stay so; return other data as they are.
+    """Tell a tf.data.Dataset that axes of size 1 in targets and weights stay so; leave other data.
 
     Its axes are all open, but the losses treat labels of shape [B, 1] differently from [B, T].
     """

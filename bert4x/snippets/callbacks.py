@@ -16,7 +16,8 @@ class BestWeights(keras.callbacks.Callback):
     `best_score`.
 
     Args:
-        filepath: ends in ".weights.h5"; read it back with `model.load_weights`. It is written aside and
+        filepath: ends in ".weights.h5"; read it back with `model.load_weights`, before `compile` (Keras
+            writes the optimizer too, and warns if it does not find the same one). It is written aside and
             renamed, so it is always whole.
         score: function of the model that returns a number, e.g. the task's metric on the dev set; or a key of
             the logs.
@@ -105,6 +106,7 @@ class Resume(keras.callbacks.Callback):
         self.keep = keep
         self.batches = 0  # batches that `fit` has used since it began
         self._steps = 0  # of these, in the running epoch
+        self._random_state = None
         self._saved = None
         if self.filepath.exists():
             self._saved = _read(self.filepath)
@@ -133,9 +135,15 @@ class Resume(keras.callbacks.Callback):
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         _assign(_variables(model), arrays, self.filepath)
-        runtime.set_random_state({name[6:]: x for name, x in arrays.items() if name.startswith("state/")})
+        self._random_state = {name[6:]: x for name, x in arrays.items() if name.startswith("state/")}
         model._initial_epoch = facts["epoch"]  # as BackupAndRestore does; `fit` reads it next
         self._saved = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Restore torch's generator; not before, since making the data iterator draws from it."""
+        if self._random_state is not None:
+            runtime.set_random_state(self._random_state)
+            self._random_state = None
 
     def on_train_batch_end(self, batch, logs=None):
         """Count the batches used."""

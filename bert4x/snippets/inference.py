@@ -14,8 +14,8 @@ def predict_batched(
     """Run a model on records of unequal length and return the results in their order, without padding.
 
     Records are sorted by length and padded to the lengths in `buckets`; the last batch is filled up to a
-    power of two. So there are at most len(buckets) * (1 + log2(batch_size)) shapes, each compiled once per
-    model.
+    power of two. So there are at most len(buckets) * (1 + log2(batch_size)) shapes, each compiled at most
+    once per model.
 
     Args:
         model: functional Keras model; or, with `sequence_axes`, any other model called as model(inputs).

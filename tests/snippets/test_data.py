@@ -123,7 +123,11 @@ def test_fit_sees_every_batch_once():
     model.compile("sgd", "mse")
     # With a loss Keras builds it on a first batch of its own, which must not be missing later.
     data = [2.0**i for i in range(6)]
-    generator = DataGenerator(data, 2, collate=lambda items: (np.array(items)[:, None], np.zeros((len(items), 1))))
+
+    def collate(items):
+        return np.array(items)[:, None], np.zeros((len(items), 1))
+
+    generator = DataGenerator(data, 2, collate=collate)
     model.fit(generator.forfit(), steps_per_epoch=3, epochs=2, verbose=0, callbacks=[Spy()])
     assert seen == [63, 126]
 

@@ -10,7 +10,7 @@ from bert4x.snippets import bucket_length, sequence_padding, to_array, truncate_
 sequences = st.lists(st.lists(st.integers(-5, 30000), max_size=9), min_size=1, max_size=6)
 
 
-@given(sequences, st.one_of(st.none(), st.integers(0, 12)), st.integers(-3, 3), st.sampled_from(["post", "pre"]))
+@given(sequences, st.none() | st.integers(0, 12), st.integers(-3, 3), st.sampled_from(["post", "pre"]))
 def test_sequence_padding_equals_a_loop(inputs, length, value, mode):
     size = max(map(len, inputs)) if length is None else length
     expected = []
