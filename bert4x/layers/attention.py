@@ -9,6 +9,7 @@ from bert4x.backend import (
     combine_masks,
     is_boolean,
     keras,
+    masked_logit,
     ops,
     runtime,
 )
@@ -82,10 +83,10 @@ class MultiHeadAttention(Layer):
     def build(self, input_shape):
         options = {"use_bias": self.use_bias, "kernel_initializer": self.kernel_initializer}
         q_shape, k_shape, v_shape = input_shape[:3]
-        self.add_dense("query", self.heads * self.key_size, **options).build(q_shape)
-        self.add_dense("key", self.heads * self.key_size, **options).build(k_shape)
-        self.add_dense("value", self.heads * self.head_size, **options).build(v_shape)
-        self.add_dense("out", self.out_dim, **options).build((*q_shape[:-1], self.heads * self.head_size))
+        self.add_dense("query", self.heads * self.key_size, q_shape, **options)
+        self.add_dense("key", self.heads * self.key_size, k_shape, **options)
+        self.add_dense("value", self.heads * self.head_size, v_shape, **options)
+        self.add_dense("out", self.out_dim, (*q_shape[:-1], self.heads * self.head_size), **options)
 
     def call(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, training=None):
         self._check(inputs, a_bias, p_bias, cache, start)
@@ -187,7 +188,10 @@ class MultiHeadAttention(Layer):
         return possible and (runtime.fused_attention_available() if self.fused is None else self.fused)
 
     def _fused(self, q, k, v, allowed, added):
-        o = ops.dot_product_attention(q, k, v, bias=added, mask=allowed, scale=self._scale)
+        mask = allowed
+        if allowed is not None and added is not None:  # torch takes only one of the two
+            mask, added = None, ops.where(allowed, added, ops.cast(masked_logit(added.dtype), added.dtype))
+        o = ops.dot_product_attention(q, k, v, bias=added, mask=mask, scale=self._scale)
         if allowed is None:
             return o
         # The fused kernels make a row that may see nothing uniform over everything.

@@ -19,8 +19,12 @@ class Layer(keras.layers.Layer):
         self._sublayer_overrides = sublayers or {}
         self._dense_names = []
 
-    def add_dense(self, name, units, **kwargs):
-        """Create `self.<name> = Dense(units, ...)`, in the state that a saved configuration names."""
+    def add_dense(self, name, units, shape, **kwargs):
+        """Create and build `self.<name> = Dense(units, ...)`, in the state that a saved configuration names.
+
+        Args:
+            shape: shape of its input.
+        """
         overrides = self._sublayer_overrides.get(name, {})
         if "kernel_initializer" in kwargs:
             # An initialiser gives the same values at each call, so each kernel gets its own.
@@ -28,7 +32,8 @@ class Layer(keras.layers.Layer):
         dense = keras.layers.Dense(units, name=name, **{"dtype": self.dtype_policy, **kwargs, **overrides})
         self._dense_names.append(name)
         setattr(self, name, dense)
-        return dense
+        dense.build(shape)
+        dense.lora_alpha = overrides.get("lora_alpha", dense.lora_alpha)  # Keras' build takes the rank for it
 
     def compute_mask(self, inputs, mask=None):
         return mask[0] if isinstance(mask, (list, tuple)) else mask

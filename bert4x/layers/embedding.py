@@ -24,6 +24,8 @@ class Embedding(keras.layers.ReversibleEmbedding):
     def __init__(self, input_dim, output_dim, *, mask_zero=False, check_ids=False, **kwargs):
         # Keras' own mask_zero has no exception for position 0, so its part stays off and compute_mask is ours.
         super().__init__(input_dim, output_dim, mask_zero=False, **kwargs)
+        # Keras casts neither the inputs of an Embedding, which may be ids, nor its table in the reverse product.
+        self.reverse_dtype = self.reverse_dtype or self.compute_dtype
         self.supports_masking = True
         self.pad_is_zero = mask_zero
         self.check_ids = check_ids
@@ -41,11 +43,17 @@ class Embedding(keras.layers.ReversibleEmbedding):
             return runtime.check_ids(inputs, self.input_dim, self.name)
         return inputs
 
-    def compute_mask(self, inputs, mask=None, mode="embedding"):
-        if mode == "dense" or not self.pad_is_zero:
+    def compute_mask(self, inputs, mask=None):
+        if not self.pad_is_zero or self._are_vectors(inputs):
             return mask
         first = ops.ones_like(inputs[:, :1], dtype="bool")
         return ops.concatenate([first, ops.not_equal(inputs[:, 1:], 0)], axis=1)
+
+    def _are_vectors(self, inputs):
+        # Keras does not tell compute_mask the mode of the call. Ids may be floats: the default dtype of keras.Input.
+        if keras.backend.is_int_dtype(inputs.dtype):
+            return False
+        return len(inputs.shape) != 2 or inputs.shape[-1] == self.output_dim
 
     def compute_output_shape(self, input_shape, mode="embedding"):
         return (*input_shape[:-1], self.input_dim) if mode == "dense" else (*input_shape, self.output_dim)

@@ -54,14 +54,15 @@ class ScaleOffset(Layer):
             self.add_dense(
                 "hidden_dense",
                 self.hidden_units,
+                shape,
                 activation=self.hidden_activation,
                 use_bias=False,
                 kernel_initializer=self.hidden_initializer,
-            ).build(shape)
+            )
             shape = (*shape[:-1], self.hidden_units)
         for name, wanted in (("beta_dense", self.offset), ("gamma_dense", self.scale)):
             if wanted is not False:
-                self.add_dense(name, width, use_bias=False, kernel_initializer="zeros").build(shape)
+                self.add_dense(name, width, shape, use_bias=False, kernel_initializer="zeros")
 
     def call(self, inputs):
         x, condition = inputs if self.conditional else (inputs, None)

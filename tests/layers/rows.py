@@ -1,0 +1,264 @@
+"""The contract table: one row or more for each public layer. A new layer gets its row here.
+
+The name of a row is the layer's class, and what distinguishes the row from the others of that class.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.reference import layers as reference
+
+SIZES = {"B": 2, "T": 5, "S": 4}
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)  # of inputs of length T; the last T - S of S are cut
+
+
+@dataclasses.dataclass
+class Input:
+    """An input tensor: letters of SIZES or numbers as shape; ids if `below` is given, else floats or booleans."""
+
+    shape: tuple
+    below: int | None = None
+    boolean: bool = False
+    masked: bool = False
+
+    @property
+    def dtype(self):
+        return "bool" if self.boolean else "int32" if self.below else "float32"
+
+    def array(self, random, sizes):
+        shape = [sizes.get(size, size) for size in self.shape]
+        if self.boolean:
+            return random.random(shape) < 0.7
+        if self.below:
+            return random.integers(0, self.below, shape).astype("int32")
+        return random.standard_normal(shape).astype("float32")
+
+
+@dataclasses.dataclass
+class Row:
+    """The contract of one layer in one use.
+
+    options: arguments of its constructor.       inputs: one is passed alone, several as a list.
+    output: shape of the output, or a list of them (caches flattened).
+    reference: function(weights, masks of the inputs or True, *arrays) -> expected outputs.
+    call: keyword arguments of its call.
+    mask: what becomes of the mask of the first masked input: passes, drops, or makes (a mask out of ids).
+    ignores: numbers of the inputs whose masked positions have no influence on any output.
+    dtype: dtype of the output where that is not the policy's compute dtype.
+    """
+
+    options: dict
+    inputs: list
+    output: tuple | list
+    reference: Callable
+    call: dict = dataclasses.field(default_factory=dict)
+    mask: str = "passes"
+    dtype: str | None = None
+    ignores: tuple = ()
+
+    @property
+    def outputs(self):
+        return self.output if isinstance(self.output, list) else [self.output]
+
+
+X = Input(("B", "T", 8), masked=True)
+Y = Input(("B", "S", 6), masked=True)
+IDS = Input(("B", "T"), below=7)
+QKV = [X, Y, Y]
+HEADS = {"heads": 2, "head_size": 4}
+
+
+def _keys(mask):
+    return mask if mask is True else mask[:, None, None]
+
+
+def _attend(*, count=2, **fixed):
+    """Reference of an attention row whose further inputs are in `fixed` as functions of (*arrays)."""
+
+    def function(w, masks, q, k, v, *more):
+        named = {name: f(*more) if callable(f) else f for name, f in fixed.items()}
+        allowed = np.logical_and(_keys(masks[2]), named.pop("allowed", True))
+        return reference.attention(w, q, k, v, count=count, allowed=allowed, **named)[0]
+
+    return function
+
+
+def _attend_all(w, masks, q, k, v):
+    """Output, keys, values, scores."""
+    o, scores = reference.attention(w, q, k, v, count=2, allowed=_keys(masks[2]))
+    split = [dense.reshape(*dense.shape[:2], 2, -1) for dense in (
+        reference.dense(k, w, "key/"), reference.dense(v, w, "value/"))]
+    return [o, *split, scores]
+
+
+def _norm(**fixed):
+    def function(w, masks, x, c=None):
+        gamma, beta = w.get("gamma", 1.0), w.get("beta", 0.0)
+        if c is not None:
+            more_gamma, more_beta = reference.conditions(w, c)
+            gamma, beta = gamma + more_gamma, beta + more_beta
+        return reference.layer_norm(x, gamma, beta, **fixed)
+
+    return function
+
+
+def _affine(w, masks, x, c):
+    gamma, beta = reference.conditions(w, c, np.tanh)
+    return x * (2.0 + gamma) + (w["beta"] + beta)
+
+
+def _position_rows(w, masks, x, ids):
+    return x * (1 + w["embeddings"][ids])
+
+
+ATTENTION = {
+    "MultiHeadAttention": Row(HEADS, QKV, ("B", "T", 8), _attend()),
+    "MultiHeadAttention sizes": Row(
+        {"heads": 3, "head_size": 2, "key_size": 4, "out_dim": 5, "use_bias": False}, QKV, ("B", "T", 5), _attend(count=3)
+    ),
+    "MultiHeadAttention scores and cache": Row(
+        {**HEADS, "return_attention_scores": True, "return_cache": True},
+        QKV,
+        [("B", "T", 8), ("B", "S", 2, 4), ("B", "S", 2, 4), ("B", 2, "T", "S")],
+        _attend_all,
+    ),
+    "MultiHeadAttention boolean bias [B, T, S]": Row(
+        HEADS, [*QKV, Input(("B", "T", "S"), boolean=True)], ("B", "T", 8), _attend(allowed=lambda m: m[:, None]),
+        call={"a_bias": True},
+    ),
+    "MultiHeadAttention two biases": Row(
+        HEADS,
+        [*QKV, Input(("T", "S"), boolean=True), Input(("B", 2, "T", "S"))],
+        ("B", "T", 8),
+        _attend(allowed=lambda m, a: m, added=lambda m, a: a),
+        call={"a_bias": 2},
+    ),
+    "MultiHeadAttention typical_relative": Row(
+        HEADS, [*QKV, Input(("T", "S", 4))], ("B", "T", 8), _attend(relative=lambda r: r),
+        call={"p_bias": "typical_relative"},
+    ),
+    "MultiHeadAttention t5_relative": Row(
+        {**HEADS, "attention_scale": False}, [*QKV, Input(("T", "S", 2))], ("B", "T", 8),
+        _attend(t5=lambda t: t, scale=False), call={"p_bias": "t5_relative"},
+    ),
+    "MultiHeadAttention softmax_plus": Row(
+        {**HEADS, "normalization": "softmax_plus"}, QKV, ("B", "T", 8), _attend(method="softmax_plus")
+    ),
+    "MultiHeadAttention squared_relu": Row(
+        {**HEADS, "normalization": "squared_relu"}, QKV, ("B", "T", 8), _attend(method="squared_relu")
+    ),
+    "MultiHeadAttention remat": Row({**HEADS, "remat": True}, QKV, ("B", "T", 8), _attend()),
+    "MultiHeadAttention fused": Row(
+        {**HEADS, "fused": True}, [*QKV, Input(("B", "T", "S"), boolean=True)], ("B", "T", 8),
+        _attend(allowed=lambda m: m[:, None]), call={"a_bias": True},
+    ),
+}
+
+POSITIONS = {
+    "PositionEmbedding": Row(
+        {"input_dim": 9, "output_dim": 8}, [X], ("B", "T", 8), lambda w, m, x: x + w["embeddings"][: x.shape[1]]
+    ),
+    "PositionEmbedding mul, custom ids": Row(
+        {"input_dim": 9, "output_dim": 8, "merge_mode": "mul", "custom_position_ids": True},
+        [X, Input(("B", "T"), below=9)], ("B", "T", 8), _position_rows,
+    ),
+    "PositionEmbedding hierarchical": Row(
+        {"input_dim": 3, "output_dim": 8, "hierarchical": True}, [X], ("B", "T", 8),
+        lambda w, m, x: x + reference.hierarchical(w["embeddings"], x.shape[1], 0.4),
+    ),
+    "PositionEmbedding concat": Row(
+        {"input_dim": 9, "output_dim": 3, "merge_mode": "concat"}, [X], ("B", "T", 11),
+        lambda w, m, x: np.concatenate([x, np.repeat(w["embeddings"][None, : x.shape[1]], len(x), 0)], -1),
+    ),
+    "SinusoidalPositionEmbedding": Row(
+        {"output_dim": 8}, [X], ("B", "T", 8), lambda w, m, x: x + reference.sinusoidal(range(x.shape[1]), 8)
+    ),
+    "SinusoidalPositionEmbedding zero": Row(
+        {"output_dim": 6, "merge_mode": "zero"}, [X], (1, "T", 6),
+        lambda w, m, x: reference.sinusoidal(range(x.shape[1]), 6)[None], dtype="float32",
+    ),
+    "SinusoidalPositionEmbedding zero, custom ids": Row(
+        {"output_dim": 6, "merge_mode": "zero", "custom_position_ids": True}, [X, Input(("B", "T"), below=99)],
+        ("B", "T", 6), lambda w, m, x, ids: reference.sinusoidal(ids, 6), dtype="float32",
+    ),
+    "RelativePositionEmbedding": Row(
+        {"input_dim": 5, "output_dim": 4}, [X, Y], ("T", "S", 4),
+        lambda w, m, q, k: w["embeddings"][reference.clipped_offsets(q.shape[1], k.shape[1], 2)], mask="drops",
+    ),
+    "RelativePositionEmbeddingT5": Row(
+        {"input_dim": 8, "output_dim": 2, "max_distance": 6}, [X, Y], ("T", "S", 2),
+        lambda w, m, q, k: np.array(
+            [[w["embeddings"][reference.t5_bucket(j - i, 8, 6)] for j in range(k.shape[1])] for i in range(q.shape[1])]
+        ),
+        mask="drops",
+    ),
+}
+
+REST = {
+    "Add": Row({}, [Input(("B", "T", 8)), X], ("B", "T", 8), lambda w, m, a, b: a + b),
+    "CausalMask": Row(
+        {}, [X], (1, "T", "T"), lambda w, m, x: np.tri(x.shape[1], dtype=bool)[None], mask="drops", dtype="bool"
+    ),
+    "CausalMask of ids": Row(
+        {}, [IDS], (1, "T", "T"), lambda w, m, x: np.tri(x.shape[1], dtype=bool)[None], mask="drops", dtype="bool"
+    ),
+    "UniLMMask": Row(
+        {}, [Input(("B", "T"), below=2)], ("B", "T", "T"), lambda w, m, s: reference.unilm(s), mask="drops", dtype="bool"
+    ),
+    "CombinedMask": Row(
+        {}, [Input((1, "T", "T"), boolean=True), Input(("B", "T"), below=2), Input(("B", "T", "T"), below=2)],
+        ("B", "T", "T"), lambda w, m, a, b, c: a & (b[:, None] == 1) & (c == 1), mask="drops", dtype="bool",
+    ),
+    "Embedding": Row(
+        {"input_dim": 7, "output_dim": 4, "mask_zero": True}, [IDS], ("B", "T", 4),
+        lambda w, m, ids: w["embeddings"][ids], mask="makes",
+    ),
+    "Embedding without padding id": Row(
+        {"input_dim": 7, "output_dim": 4}, [IDS], ("B", "T", 4), lambda w, m, ids: w["embeddings"][ids], mask="drops"
+    ),
+    "Embedding dense": Row(
+        {"input_dim": 7, "output_dim": 8, "mask_zero": True}, [X], ("B", "T", 7),
+        lambda w, m, x: x @ w["embeddings"].T, call={"mode": "dense"},
+    ),
+    "FeedForward": Row(
+        {"units": 12, "activation": "gelu_erf"}, [X], ("B", "T", 8),
+        lambda w, m, x: reference.feed_forward(w, x, [reference.gelu]),
+    ),
+    "FeedForward gated": Row(
+        {"units": 12, "activation": ["gelu_tanh", "linear"], "use_bias": False}, [X], ("B", "T", 8),
+        lambda w, m, x: reference.feed_forward(w, x, [reference.gelu_tanh, reference.linear]),
+    ),
+    "FeedForward remat": Row(
+        {"units": 12, "activation": "relu", "remat": True}, [X], ("B", "T", 8),
+        lambda w, m, x: reference.feed_forward(w, x, [reference.relu]),
+    ),
+    "FirstToken": Row({}, [X], ("B", 8), lambda w, m, x: x[:, 0], mask="drops"),
+    "GlobalAveragePooling1D": Row(
+        {}, [X], ("B", 8), lambda w, m, x: reference.mean_pooled(x, m[0]), mask="drops", ignores=(0,)
+    ),
+    "GlobalMaxPooling1D": Row(
+        {}, [X], ("B", 8), lambda w, m, x: reference.max_pooled(x, m[0]), mask="drops", ignores=(0,)
+    ),
+    "LayerNormalization": Row({}, [X], ("B", "T", 8), _norm()),
+    "LayerNormalization RMS": Row(
+        {"zero_mean": False, "offset": False, "epsilon": 1e-6}, [X], ("B", "T", 8), _norm(zero_mean=False, epsilon=1e-6)
+    ),
+    "LayerNormalization conditional": Row(
+        {"conditional": True}, [X, Input(("B", 3))], ("B", "T", 8), _norm()
+    ),
+    "LayerNormalization conditional per position": Row(
+        {"conditional": True, "hidden_units": 5}, [X, Input(("B", "T", 3))], ("B", "T", 8), _norm()
+    ),
+    "ScaleOffset": Row({}, [X], ("B", "T", 8), lambda w, m, x: x * w["gamma"] + w["beta"]),
+    "ScaleOffset constant, conditional": Row(
+        {"scale": 2, "conditional": True, "hidden_units": 5, "hidden_activation": "tanh"}, [X, Input(("B", 3))],
+        ("B", "T", 8), _affine,
+    ),
+}
+
+for _row in ATTENTION.values():
+    _row.ignores = (1, 2)
+
+ROWS = {**ATTENTION, **POSITIONS, **REST}
