@@ -264,11 +264,13 @@ def switch(condition, then_expression, else_expression):
 def in_train_phase(x, alt, training=None):
     """x in training, else alt; callables are called first. `training=None`: as the layer now being called."""
     values = [value() if callable(value) else value for value in (x, alt)]
-    return _InTrainPhase()(values, training=training)
+    if training is not None:
+        return values[0] if training else values[1]
+    return InTrainPhase()(values)
 
 
 @keras.saving.register_keras_serializable(package="bert4x")
-class _InTrainPhase(keras.layers.Layer):
+class InTrainPhase(keras.layers.Layer):
     """The first of two tensors in training, else the second. Keras tells a layer which of the two it is."""
 
     def __init__(self, **options):

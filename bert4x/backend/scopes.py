@@ -1,6 +1,7 @@
 """Running layers with other values in place of their variables: what needs Keras' scopes but no backend."""
 
 import contextlib
+import copy
 
 import keras
 import numpy as np
@@ -87,7 +88,8 @@ class Replay:
         self._draws = {}
         # A replay runs outside of all layers, and must find `training` and the dtype as they are now.
         names = ("autocast_scope", "current_call_ctx")
-        self._state = {name: global_state.get_global_attribute(name) for name in names}
+        # Copied, since Keras writes into the call context whenever a layer is given `training`.
+        self._state = {name: copy.copy(global_state.get_global_attribute(name)) for name in names}
         with keras_state(autocast_scope=None):
             self.values = [_snapshot(v) for v in self.variables]
 

@@ -137,6 +137,29 @@ def test_fit_gives_the_plain_weights(mode, tolerances):
     np.testing.assert_array_equal(seeds[1], seeds[0])
 
 
+def test_training_is_that_of_the_forward_pass(tolerances):
+    """A later layer called with training=False must not switch the dropout off in the backward pass."""
+
+    class Outer(keras.layers.Layer):
+        def __init__(self, block):
+            super().__init__()
+            self.block, self.frozen = block, keras.layers.Dropout(0.5)
+
+        def call(self, x):
+            return self.frozen(self.block(x), training=False)
+
+    results = []
+    for block in pair():
+        inputs = keras.Input((3, 4))
+        model = keras.Model(inputs, Outer(block)(inputs))
+
+        def loss(x, model=model):
+            return ops.sum(model(x, training=True) ** 2)
+
+        results.append(to_numpy(value_and_grad(loss, ops.ones((2, 3, 4)))[1]))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=tolerances["gradient"])
+
+
 def test_several_tensors_in_and_structures_out(tolerance):
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
