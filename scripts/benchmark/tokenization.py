@@ -4,7 +4,8 @@
         --bert4keras-python /path/to/venv/bin/python
 
 The three take turns, one pass over the same texts each, so that a busy machine slows all of them alike; ratios
-are those of one round, and their median is compared with the goal. bert4keras runs in its own process, with the
+are those of one round, and their median is compared with the goal. On a machine that others load heavily, the ratio of
+processor time is the one to trust (Rust's is the sum of its threads). bert4keras runs in its own process, with the
 Python of an environment that has bert4keras==0.11.5, tf-keras, tensorflow and setuptools. (This file must not be
 called tokenize.py: that would hide the standard module from every benchmark in this directory.)
 """
@@ -59,7 +60,7 @@ def read_texts(path, limit):
 
 
 def contenders(vocab, texts, options):
-    """name -> function that makes one pass and returns its seconds."""
+    """name -> function that makes one pass and returns its (seconds, processor seconds)."""
     passes = {"bert4x": bert4x_pass(vocab, texts, options.maxlen)}
     rust = rust_pass(vocab, texts, options.maxlen)
     if rust:
@@ -72,12 +73,12 @@ def contenders(vocab, texts, options):
 
 
 def timed(run):
-    """The function that runs `run` once, without a garbage collection of what came before in its time."""
+    """The function that runs `run` once and returns its (seconds, processor seconds), garbage collected before."""
     def measure():
         gc.collect()
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         run()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - start_cpu
     return measure
 
 
@@ -87,7 +88,7 @@ def bert4x_pass(vocab, texts, maxlen):
 
     tokenizer = Tokenizer(vocab, do_lower_case=True)
     run = timed(lambda: tokenizer.encode_batch(texts, maxlen=maxlen))
-    print(f"bert4x, first pass with empty memos: {len(texts) / run():,.0f} reviews/s")
+    print(f"bert4x, first pass with empty memos: {len(texts) / run()[0]:,.0f} reviews/s")
     return run
 
 
@@ -115,7 +116,7 @@ def serve(run):
     """The worker's loop: one pass per line of input, its seconds as the answer."""
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(run(), flush=True)
+        print(*run(), flush=True)
 
 
 def start_worker(options):
@@ -130,21 +131,25 @@ def start_worker(options):
     def measure():
         worker.stdin.write("go\n")
         worker.stdin.flush()
-        return float(worker.stdout.readline())
+        return tuple(map(float, worker.stdout.readline().split()))
     return measure
 
 
 def report(seconds, count):
     for name, times in seconds.items():
-        rate = count / statistics.median(times)
-        print(f"{name:12s} {rate:10,.0f} reviews/s (median of {len(times)} passes)")
+        rate, cpu_rate = (count / statistics.median(column) for column in zip(*times, strict=True))
+        print(f"{name:12s} {rate:10,.0f} reviews/s, {cpu_rate:10,.0f} per processor second (median of {len(times)})")
     for name, goal in GOALS.items():
         if name in seconds:
-            pairs = zip(seconds[name], seconds["bert4x"], strict=True)
-            ratios = sorted(theirs / ours for theirs, ours in pairs)
+            ratios, cpu_ratios = (ratios_of(seconds[name], seconds["bert4x"], kind) for kind in (0, 1))
             shown = " ".join(f"{ratio:.1f}" for ratio in ratios)
-            median = statistics.median(ratios)
-            print(f"bert4x is {median:.1f} times as fast as {name} (goal {goal}; rounds {shown})")
+            print(f"bert4x is {statistics.median(ratios):.1f} times as fast as {name} (goal {goal}; rounds {shown}), "
+                  f"by processor time {statistics.median(cpu_ratios):.1f} times")
+
+
+def ratios_of(theirs, ours, kind):
+    """Their time over ours in each round, in ascending order; kind 0 is the clock's, 1 the processor's."""
+    return sorted(a[kind] / b[kind] for a, b in zip(theirs, ours, strict=True))
 
 
 if __name__ == "__main__":
