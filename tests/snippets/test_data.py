@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert4x import snippets
 from bert4x.backend import keras, ops
-from bert4x.snippets import DataGenerator, bucket_length, sequence_padding, to_array
+from bert4x.snippets import DataGenerator, bucket_length, open, sequence_padding, to_array
 from bert4x.snippets.batch import standard_batch
 
 LENGTHS = (5, 5, 3, 9)  # of the batches below: Keras looks at the first two batches to learn what is variable
@@ -259,10 +258,10 @@ def test_iterators_of_unknown_length(tmp_path):
     def collate(lines):
         return np.array([int(line) for line in lines]), np.zeros(len(lines))
 
-    with snippets.open(path) as file:
+    with open(path) as file:
         generator = DataGenerator(file, 3, collate=collate, buffer_size=2)
         assert sorted(sum(first_items(generator, 3), [])) == list(range(9))
-    with snippets.open(path, indexable=True) as file:
+    with open(path, indexable=True) as file:
         generator = DataGenerator(file, 3, collate=collate)
         assert len(generator) == 3
         assert sorted(sum(first_items(generator, 6), [])) == sorted([*range(9)] * 2)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert4x import snippets
 from bert4x.snippets import (
     convert_to_str,
     convert_to_unicode,
     is_string,
     lowercase_and_normalize,
+    open,
     string_matching,
     strQ2B,
 )
@@ -31,20 +31,20 @@ def path(tmp_path):
 
 
 def test_plain_reading_and_writing(path, tmp_path):
-    with snippets.open(path) as file:
+    with open(path) as file:
         assert list(file) == LINES
-    with snippets.open(str(tmp_path / "new.txt"), "w") as file:
+    with open(str(tmp_path / "new.txt"), "w") as file:
         file.write("汉字\n")
     assert (tmp_path / "new.txt").read_bytes() == "汉字\n".encode()
-    with snippets.open(path, "rb") as file:
+    with open(path, "rb") as file:
         assert file.readline() == "第一行\n".encode()
-    with snippets.open(path) as file:
+    with open(path) as file:
         assert file.read() == "".join(LINES)
         assert next(file, None) is None
 
 
 def test_lines_by_number(path):
-    with snippets.open(path, indexable=True) as file:
+    with open(path, indexable=True) as file:
         assert len(file) == 4
         assert [file[i] for i in range(4)] == list(file) == list(file) == LINES
         assert file[-1] == LINES[-1] and file[1:3] == LINES[1:3]
@@ -58,7 +58,7 @@ def test_indexed_lines_from_threads(tmp_path):
     path = tmp_path / "many.txt"
     path.write_text("".join(f"{i}\n" for i in range(2000)), encoding="utf-8")
     wrong = []
-    with snippets.open(path, indexable=True) as file:
+    with open(path, indexable=True) as file:
         def read():
             wrong.extend(i for i in range(2000) if file[i] != f"{i}\n")
         threads = [threading.Thread(target=read) for _ in range(4)]
@@ -72,38 +72,38 @@ def test_indexed_lines_from_threads(tmp_path):
 def test_line_ends_and_empty_file(tmp_path):
     path = tmp_path / "dos.txt"
     path.write_bytes(b"a\r\nb\r\n")
-    with snippets.open(path) as plain, snippets.open(path, indexable=True) as indexed:
+    with open(path) as plain, open(path, indexable=True) as indexed:
         assert list(plain) == list(indexed) == ["a\n", "b\n"]
     path.write_bytes(b"")
-    with snippets.open(path, indexable=True) as file:
+    with open(path, indexable=True) as file:
         assert len(file) == 0 and list(file) == [] and file
 
 
 def test_gzip(tmp_path):
     path = tmp_path / "lines.txt.gz"
-    with snippets.open(path, "w") as file:
+    with open(path, "w") as file:
         file.write("".join(LINES))
     with gzip.open(path, "rt", encoding="utf-8") as file:
         assert list(file) == LINES
-    with snippets.open(path) as file:
+    with open(path) as file:
         assert list(file) == LINES
 
 
 def test_open_errors(path, tmp_path):
     with pytest.raises(FileNotFoundError):
-        snippets.open(tmp_path / "absent.txt")
+        open(tmp_path / "absent.txt")
     with pytest.raises(ValueError, match="uncompressed"):
-        snippets.open(tmp_path / "lines.txt.gz", indexable=True)
+        open(tmp_path / "lines.txt.gz", indexable=True)
     with pytest.raises(ValueError, match="reading"):
-        snippets.open(path, "w", indexable=True)
-    with snippets.open(path) as file, pytest.raises(TypeError, match="indexable=True"):
+        open(path, "w", indexable=True)
+    with open(path) as file, pytest.raises(TypeError, match="indexable=True"):
         file[0]
     path.write_bytes("汉".encode("gbk"))
-    with snippets.open(path) as file, pytest.raises(UnicodeDecodeError):
+    with open(path) as file, pytest.raises(UnicodeDecodeError):
         file.read()
-    with snippets.open(path, encoding="gbk") as file:
+    with open(path, encoding="gbk") as file:
         assert file.read() == "汉"
-    with snippets.open(path, errors="ignore") as file:
+    with open(path, errors="ignore") as file:
         file.read()
 
 
