@@ -47,14 +47,14 @@ FILE_FORMATS = {"bert4x.models.checkpoint", "bert4x.models.tensor_file"}
 # `initializers`.
 MODELS_BOTTOM = {
     "config", "blocks", "resize", "weights", "initializers",
-    "checkpoint", "checkpoint_path", "tensor_file", "tensor_writer",
+    "checkpoint", "checkpoint_path", "tensor_file", "tensor_writer", "applications",
 }
 MODELS_ABOVE = {
     "base": MODELS_BOTTOM,
-    **dict.fromkeys(("applications", "finetune", "pretrained"), MODELS_BOTTOM | {"base"}),
+    **dict.fromkeys(("finetune", "pretrained"), MODELS_BOTTOM | {"base"}),
 }
-FAMILY_IMPORTS = {"base", "blocks", "weights", "initializers"}
-FAMILIES = {"bert", "albert", "nezha", "electra", "roformer", "gpt", "gpt2", "gpt2_ml", "cpm", "t5"}
+FAMILY_IMPORTS = {"applications", "base", "blocks", "weights", "initializers"}
+FAMILIES = {"bert", "albert", "nezha", "electra", "roformer", "gpt", "gpt2", "gpt2_ml", "cpm", "t5", "llama"}
 
 
 @cache

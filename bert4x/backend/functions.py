@@ -89,28 +89,32 @@ def sinusoidal_embeddings(pos, dim, base=10000):
     return ops.reshape(pairs, (*ops.shape(angle)[:-1], dim))
 
 
-def apply_rotary_position_embeddings(sinusoidal, *tensors):
-    """Rotate the pairs (0, 1), (2, 3), ... of each vector by its position's angles.
+def apply_rotary_position_embeddings(sinusoidal, *tensors, halves=False):
+    """Rotate pairs of components of each vector by its position's angles.
 
-    y[2i] = x[2i] cos - x[2i+1] sin;  y[2i+1] = x[2i+1] cos + x[2i] sin.
+    For a pair (a, b): a' = a cos - b sin;  b' = b cos + a sin. The pairs are (0, 1), (2, 3), ..., or with `halves`
+    (0, K/2), (1, K/2 + 1), ... as LLaMA has them.
 
     Args:
         sinusoidal: table of `sinusoidal_embeddings`, [B or 1, T, K].
         tensors: [B, T, K] or [B, T, H, K] each.
     Returns: one tensor, or a list if several were given.
-    Source: arXiv:2104.09864 eq. 34 (interleaved pairs, not the half-split form).
+    Source: arXiv:2104.09864 eq. 34.
     """
-    sin = ops.repeat(sinusoidal[..., 0::2], 2, axis=-1)
-    cos = ops.repeat(sinusoidal[..., 1::2], 2, axis=-1)
-    outputs = [_rotate(x, sin, cos) for x in tensors]
+    sin, cos = sinusoidal[..., 0::2], sinusoidal[..., 1::2]
+    outputs = [_rotate(x, sin, cos, halves) for x in tensors]
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def _rotate(x, sin, cos):
+def _rotate(x, sin, cos, halves):
     if len(x.shape) == 4:
         sin, cos = ops.expand_dims(sin, 2), ops.expand_dims(cos, 2)
-    turned = ops.reshape(ops.stack([-x[..., 1::2], x[..., 0::2]], axis=-1), ops.shape(x))
-    return x * ops.cast(cos, x.dtype) + turned * ops.cast(sin, x.dtype)
+    sin, cos = ops.cast(sin, x.dtype), ops.cast(cos, x.dtype)
+    if halves:
+        a, b = ops.split(x, 2, axis=-1)
+        return ops.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return ops.reshape(ops.stack([a * cos - b * sin, b * cos + a * sin], axis=-1), ops.shape(x))
 
 
 def piecewise_linear(t, schedule, from_zero=True):

@@ -15,21 +15,22 @@ from bert4x.backend import (
 )
 from bert4x.layers.base import Layer, register
 
-_POSITIONS = (None, "rotary", "typical_relative", "t5_relative")
+_POSITIONS = (None, "rotary", "rotary_half", "typical_relative", "t5_relative")
 
 
 @register
 class MultiHeadAttention(Layer):
     """Attention over H heads, with optional bias, position terms and cache.
 
-    Per head: S = (q k' + position term) / sqrt(K) + biases;  O = normalize(S) v; heads are joined and mixed by one Dense.
+    Per head: S = (q k' + position term) / sqrt(K) + biases;  O = normalize(S) v; one Dense mixes the joined heads.
 
     Args:
         heads: number of heads H.
         head_size: width of one value head.
         out_dim: output width; H * head_size if absent.
         key_size: width K of one query and key head; head_size if absent (arXiv:2002.07028).
-        use_bias: biases of the four projections.
+        key_value_heads: number G of key and value heads, each for H / G query heads; H if absent (arXiv:2305.13245).
+        use_bias: biases of the four projections; 'qkv': of the first three (Qwen2).
         normalization: softmax, softmax_plus or squared_relu (see `attention_normalize`).
         attention_scale: divide by sqrt(K).
         attention_dropout: rate in [0, 1) on the weights, used in training only.
@@ -39,14 +40,15 @@ class MultiHeadAttention(Layer):
         fused: use `keras.ops.dot_product_attention` where that is possible; None decides (torch, or a GPU).
         remat: recompute the attention in the backward pass.
     Call: [q, k, v], then `a_bias` tensors (True: one, or a number of them), then the tensor that `p_bias` names:
-        rotary: table [B or 1, T, K] of sines and cosines, for q and k
+        rotary: table [B or 1, T, K] of sines and cosines, for the pairs (0, 1), (2, 3) ... of q and k
+        rotary_half: the same table, for the pairs (0, K/2), (1, K/2 + 1) ... (LLaMA)
         typical_relative: vectors [T, S, K], for keys and values
         t5_relative: numbers [T, S, H]
-        cache, start: keys and values [B, S, H, .] of all slots, and the slot where this call's T tokens begin.
+        cache, start: keys and values [B, S, G, .] of all slots, and the slot where this call's T tokens begin.
     Shapes:  (B batch, T queries, S keys, D width, H heads, K key width)
         q float [B, T, D], k and v float [B, S, D]
         a_bias: bool (True = allowed, ANDed) or float (added): [T, S], [B, T, S] or [B, H, T, S], 1 broadcasts
-        returns o [B, T, out_dim]; S [B, H, T, S]; k [B, S, H, K], v [B, S, H, head_size]
+        returns o [B, T, out_dim]; S [B, H, T, S]; k [B, S, G, K], v [B, S, G, head_size]
     Masks: padded keys (mask of v) get no weight; a query that may see nothing gets zeros; the mask of q is passed on.
     Raises: ValueError if `start` is given without `cache`, or if the number of inputs does not fit the flags.
     Source: arXiv:1706.03762 eq. 1; 2104.09864 (rotary); 1803.02155 (relative); 1910.10683 (T5); 2012.11747 (residual).
@@ -59,6 +61,7 @@ class MultiHeadAttention(Layer):
         *,
         out_dim=None,
         key_size=None,
+        key_value_heads=None,
         use_bias=True,
         normalization="softmax",
         attention_scale=True,
@@ -73,6 +76,9 @@ class MultiHeadAttention(Layer):
         super().__init__(**kwargs)
         self.heads, self.head_size = heads, head_size
         self.out_dim, self.key_size = out_dim or heads * head_size, key_size or head_size
+        self.key_value_heads = key_value_heads or heads
+        if heads % self.key_value_heads:
+            raise ValueError(f"heads must be a multiple of key_value_heads; got {heads} and {self.key_value_heads}")
         self.use_bias, self.normalization, self.attention_scale = use_bias, normalization, attention_scale
         self.attention_dropout = attention_dropout or 0.0
         self.return_attention_scores, self.return_cache = return_attention_scores, return_cache
@@ -81,11 +87,12 @@ class MultiHeadAttention(Layer):
         self.dropout = keras.layers.Dropout(self.attention_dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        options = {"use_bias": self.use_bias, "kernel_initializer": self.kernel_initializer}
+        options = {"use_bias": bool(self.use_bias), "kernel_initializer": self.kernel_initializer}
         q_shape, k_shape, v_shape = input_shape[:3]
         self.add_dense("query", self.heads * self.key_size, q_shape, **options)
-        self.add_dense("key", self.heads * self.key_size, k_shape, **options)
-        self.add_dense("value", self.heads * self.head_size, v_shape, **options)
+        self.add_dense("key", self.key_value_heads * self.key_size, k_shape, **options)
+        self.add_dense("value", self.key_value_heads * self.head_size, v_shape, **options)
+        options["use_bias"] = self.use_bias is True
         self.add_dense("out", self.out_dim, (*q_shape[:-1], self.heads * self.head_size), **options)
 
     def call(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, training=None):
@@ -120,26 +127,33 @@ class MultiHeadAttention(Layer):
         extras: boolean and float biases, then the position term if `p_bias` names one.
         """
         biases, position = (extras[:-1], extras[-1]) if p_bias else (extras, None)
-        q = self._heads(self.query(q), self.key_size)
-        k = self._heads(self.key(k), self.key_size)
-        v = self._heads(self.value(v), self.head_size)
-        if p_bias == "rotary":
-            q, k = apply_rotary_position_embeddings(position, q, k)
+        q = self._heads(self.query(q), self.heads)
+        k = self._heads(self.key(k), self.key_value_heads)
+        v = self._heads(self.value(v), self.key_value_heads)
+        if p_bias in ("rotary", "rotary_half"):
+            q, k = apply_rotary_position_embeddings(position, q, k, halves=p_bias == "rotary_half")
         if cache is not None:
             k, v = (ops.slice_update(old, (0, start, 0, 0), new) for old, new in zip(cache, (k, v), strict=True))
         if p_bias == "t5_relative":
             biases = [*biases, ops.transpose(position, (2, 0, 1))[None] * self._scale]
+        keys, values = self._shared(k), self._shared(v)
         allowed, added = self._split_biases(biases)
         if self._use_fused(p_bias, training):
-            o, scores = self._fused(q, k, v, allowed, added), []
+            o, scores = self._fused(q, keys, values, allowed, added), []
         else:
             relative = position if p_bias == "typical_relative" else None
-            o, *scores = self._explicit(q, k, v, allowed, added, relative, training)
+            o, *scores = self._explicit(q, keys, values, allowed, added, relative, training)
         o = ops.reshape(o, (*ops.shape(o)[:2], self.heads * self.head_size))
         return self.out(o), k, v, *scores
 
-    def _heads(self, x, size):
-        return ops.reshape(x, (*ops.shape(x)[:2], self.heads, size))
+    @staticmethod
+    def _heads(x, heads):
+        return ops.reshape(x, (*ops.shape(x)[:2], heads, x.shape[-1] // heads))
+
+    def _shared(self, x):
+        """[B, S, G, K] -> [B, S, H, K]: each key and value head serves a group of query heads."""
+        groups = self.heads // self.key_value_heads
+        return x if groups == 1 else ops.repeat(x, groups, axis=2)
 
     def _split_biases(self, biases):
         """The AND of the boolean biases, and the sum of the float biases, as [B, H, T, S]; None if there is none."""
@@ -210,7 +224,7 @@ class MultiHeadAttention(Layer):
         outputs = [spec(batch, queries, self.out_dim)]
         if self.return_cache:
             sizes = self.key_size, self.head_size
-            outputs.append(tuple(spec(batch, keys, self.heads, size) for size in sizes))
+            outputs.append(tuple(spec(batch, keys, self.key_value_heads, size) for size in sizes))
         if self.return_attention_scores:
             outputs.append(spec(batch, self.heads, queries, keys))
         return outputs if len(outputs) > 1 else outputs[0]
@@ -229,6 +243,7 @@ class MultiHeadAttention(Layer):
             "head_size": self.head_size,
             "out_dim": self.out_dim,
             "key_size": self.key_size,
+            "key_value_heads": self.key_value_heads,
             "use_bias": self.use_bias,
             "normalization": self.normalization,
             "attention_scale": self.attention_scale,

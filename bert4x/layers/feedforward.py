@@ -3,9 +3,6 @@
 import functools
 import operator
 
-import functools
-import operator
-
 from bert4x.backend import get_activation, keras, runtime
 from bert4x.layers.base import Layer, register
 

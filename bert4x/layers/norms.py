@@ -8,8 +8,8 @@ from bert4x.layers.base import Layer, register
 class ScaleOffset(Layer):
     """Affine map of the last axis: y = x gamma + beta, optionally conditional.
 
-    Conditional: c' = act(c Wh) if `hidden_units` is set, gamma_c = gamma + c' Wg, beta_c = beta + c' Wb. Wg and Wb start
-    at zero, so that a pretrained layer is unchanged until they are trained.
+    Conditional: c' = act(c Wh) if `hidden_units` is set, gamma_c = gamma + c' Wg, beta_c = beta + c' Wb. Wg and Wb
+    start at zero, so that a pretrained layer is unchanged until they are trained.
 
     Args:
         scale, offset: True for a weight, a number for a constant factor or shift, False for none.

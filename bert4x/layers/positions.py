@@ -139,25 +139,26 @@ class SinusoidalPositionEmbedding(_AbsolutePositions):
 
     Args:
         output_dim: width, even.
+        base: the longest wave is 2 pi base tokens.
     Shapes: as `PositionEmbedding`. With merge_mode 'zero' the output is float32 under every policy: angles of far
         positions need it.
     Source: arXiv:1706.03762 section 3.5.
     """
 
-    def __init__(self, output_dim, **kwargs):
+    def __init__(self, output_dim, *, base=10000, **kwargs):
         super().__init__(**kwargs)
-        self.output_dim = output_dim
+        self.output_dim, self.base = output_dim, base
 
     def vectors(self, x, ids):
         """The vectors of the given positions, or of 0 .. T - 1; float32."""
         ids = ops.arange(ops.shape(x)[1])[None] if ids is None else ids
-        return sinusoidal_embeddings(ids, self.output_dim)
+        return sinusoidal_embeddings(ids, self.output_dim, self.base)
 
     def vector_dtype(self):
         return "float32" if self.merge_mode == "zero" else self.compute_dtype
 
     def get_config(self):
-        return {**super().get_config(), "output_dim": self.output_dim}
+        return {**super().get_config(), "output_dim": self.output_dim, "base": self.base}
 
 
 def sinusoidal_table(rows, width):

@@ -15,9 +15,11 @@ from bert4x.models.finetune import enable_lora, set_trainable
 from bert4x.models.gpt import GPT
 from bert4x.models.gpt2 import GPT2
 from bert4x.models.gpt2_ml import GPT2_ML
+from bert4x.models.llama import LLaMA
 from bert4x.models.nezha import NEZHA
 from bert4x.models.pretrained import load_weights, save_pretrained
 from bert4x.models.roformer import RoFormer, RoFormerV2
+from bert4x.models.t5 import T5, T5Decoder, T5Encoder, variants
 from bert4x.models.weights import LoadReport
 
 __all__ = [
@@ -31,10 +33,14 @@ __all__ = [
     "GPT",
     "GPT2",
     "GPT2_ML",
+    "LLaMA",
     "LoadReport",
     "NEZHA",
     "RoFormer",
     "RoFormerV2",
+    "T5",
+    "T5Decoder",
+    "T5Encoder",
     "Transformer",
     "build_transformer_model",
     "enable_lora",
@@ -59,6 +65,10 @@ FAMILIES = {
     "gpt2": GPT2,
     "gpt2_ml": GPT2_ML,
     "cpm": CPM,
+    **variants(T5, ""),
+    **variants(T5Encoder, "_encoder"),
+    **variants(T5Decoder, "_decoder"),
+    "llama": LLaMA,
 }
 
 _APPLICATIONS = {
@@ -95,20 +105,31 @@ def build_transformer_model(
     Raises: ValueError for an unknown model, application or option (with the nearest name); CheckpointError for weights
         that do not fit (all mismatches in one message).
     """
-    read, file_model, flavour, directory = read_config(config_path) if config_path is not None else ({}, None, "google", None)
+    read, file_model, flavour, directory = read_config({} if config_path is None else config_path)
     family = _application_class(_family(model, file_model), application)
-    builder = family(**{**family.adapt(read, flavour), **_given(family, options)})
+    settings = {**family.adapt(read, flavour), **_given(family, options)}
     if checkpoint_path is None and directory is not None and has_checkpoint(directory):
         checkpoint_path = directory
-    loading = checkpoint_path is not None and checkpoint_path is not False
-    builder.build(deferred=loading)
-    if loading:
-        builder.load_weights_from_checkpoint(checkpoint_path)
+    builder = _loaded(family, settings, checkpoint_path) if _is_given(checkpoint_path) else family(**settings)
+    builder.build()
     if lora_rank:
         enable_lora(builder.model, lora_rank)
     if trainable is not None:
         set_trainable(builder.model, trainable)
     return builder.model if return_keras_model else builder
+
+
+def _is_given(checkpoint_path):
+    return checkpoint_path is not None and checkpoint_path is not False
+
+
+def _loaded(family, settings, checkpoint_path):
+    """A built builder with its weights."""
+    with open_checkpoint(checkpoint_path) as checkpoint:
+        builder = family(**family.recognise(settings, checkpoint))
+        builder.build(deferred=True)
+        builder.load_weights_from_checkpoint(checkpoint)
+    return builder
 
 
 def _given(family, options):
@@ -124,7 +145,7 @@ def _family(model, file_model):
         return model
     name = (model or (file_model if file_model in FAMILIES else None) or "bert").lower()
     if model is None and file_model is not None and file_model not in FAMILIES:
-        raise ValueError(f"model_type {file_model!r} of the configuration is not a family we have: {', '.join(FAMILIES)}")
+        raise ValueError(f"model_type {file_model!r} of the configuration is none of ours: {', '.join(FAMILIES)}")
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, FAMILIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -138,15 +159,18 @@ def _family(model, file_model):
 
 
 def _related(family, other):
-    """albert_unshared reads albert's files, roformer_v2 roformer's; BERT is every family's parent and no variant."""
-    return family is other or (other is not BERT and issubclass(family, other))
+    """albert_unshared reads albert's files, t5_encoder t5's; BERT is the parent of most and has no variants."""
+    return family.model_type == other.model_type or (other is not BERT and issubclass(family, other))
 
 
 def _application_class(family, application):
     if application not in _APPLICATIONS:
         raise ValueError(f"application must be one of {', '.join(_APPLICATIONS)}; got {application!r}")
-    if application != "encoder" and issubclass(family, ELECTRA):
-        raise ValueError(f"electra is an encoder; got application={application!r}. Use bert for lm and unilm.")
+    if application not in family.applications:
+        raise ValueError(
+            f"{family.__name__} can be built as {', '.join(family.applications)}; got application={application!r}. "
+            "For lm and unilm use a family such as bert."
+        )
     return _APPLICATIONS[application](family)
 
 

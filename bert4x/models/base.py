@@ -22,6 +22,7 @@ class Transformer:
     Attributes: model, inputs, outputs, layers {name without prefix: layer}, initializer, load_report.
     """
 
+    applications = ("encoder", "lm", "unilm")
     required = (
         "vocab_size",
         "hidden_size",
@@ -67,6 +68,7 @@ class Transformer:
     use_bias = True
     attention_position = None
     residual = staticmethod(post_norm)
+    pretrained_keys = {}  # option -> its key in this family's config.json where that differs; None: it has none
     huggingface_rules = ()
     huggingface_transposes = True  # their Linear weights are (out, in); GPT's modules are not
     fallback_names = {}
@@ -114,6 +116,11 @@ class Transformer:
         return activation
 
     @classmethod
+    def recognise(cls, options, checkpoint):
+        """Options completed by what the weights show; `checkpoint` is open."""
+        return options
+
+    @classmethod
     def adapt(cls, options, flavour):
         """Options as read from a file of the given flavour -> options for the constructor."""
         known = cls.known_options().keys() - cls.not_in_files | set(cls.required)
@@ -131,7 +138,8 @@ class Transformer:
             fitting = [n for n in range(1, self.num_attention_heads + 1) if self.hidden_size % n == 0]
             raise ValueError(
                 "hidden_size must be a multiple of num_attention_heads; got "
-                f"{self.hidden_size} and {self.num_attention_heads}. Use {fitting[-1]} heads, or set attention_head_size."
+                f"{self.hidden_size} and {self.num_attention_heads}. "
+                f"Use {fitting[-1]} heads, or set attention_head_size."
             )
         self.attention_head_size = self.attention_head_size or self.hidden_size // self.num_attention_heads
         self.attention_key_size = self.attention_key_size or self.attention_head_size
@@ -240,7 +248,7 @@ class Transformer:
         raise NotImplementedError(f"{type(self).__name__} must define weight_table")
 
     def pretrained_extras(self):
-        """Keys of config.json that are not one of our options, or differ from it."""
+        """Keys of config.json that are not an option of ours under another name."""
         return {}
 
     def reading_table(self, checkpoint):
@@ -266,13 +274,21 @@ class Transformer:
         outputs = self.head(x, walk)
         return outputs + walk.hidden_states if self.output_hidden_states else outputs
 
+    def attention_mask_input(self):
+        """The input that the option attention_mask asks for, {role: tensor}."""
+        if not self.attention_mask:
+            return {}
+        return {"attention_mask": self.input("Input-Attention-Mask", self.attention_mask_shape)}
+
     @property
     def attention_mask_shape(self):
         """Shape of the input that attention_mask asks for: [T, T] per sample, or [T] for 'keys'."""
-        shapes = {True: (self.sequence_length,) * 2, "full": (self.sequence_length,) * 2, "keys": (self.sequence_length,)}
+        length = self.sequence_length
+        shapes = {True: (length, length), "full": (length, length), "keys": (length,)}
         if self.attention_mask not in shapes:
             raise ValueError(
-                f"attention_mask must be True or 'full' (an input [B, T, T]) or 'keys' ([B, T]); got {self.attention_mask!r}"
+                f"attention_mask must be True or 'full' (an input [B, T, T]) or 'keys' ([B, T]); "
+                f"got {self.attention_mask!r}"
             )
         return shapes[self.attention_mask]
 
@@ -283,29 +299,19 @@ class Transformer:
         return [self.layer("Attention-Combined-Mask", CombinedMask)(masks)]
 
     def block(self, x, index, walk):
-        """One block: attention and feed-forward, each with its residual connection."""
-        for kind, sublayer in (("MultiHeadSelfAttention", self.attention), ("FeedForward", self.feed_forward)):
+        """One block: its sublayers, each with its residual connection."""
+        for kind, sublayer in self.sublayers():
             name = self.part(index, kind)
             x = self.residual(self, x, name, functools.partial(sublayer, name=name, walk=walk), walk)
         return x
 
+    def sublayers(self):
+        """The parts of a block, [(kind, function of x, name and walk)]."""
+        return [("MultiHeadSelfAttention", self.attention), ("FeedForward", self.feed_forward)]
+
     def attention(self, x, name, walk):
         """Self-attention with the masks, position term and residual scores of this walk."""
-        layer = self.layer(
-            name,
-            MultiHeadAttention,
-            heads=self.num_attention_heads,
-            head_size=self.attention_head_size,
-            key_size=self.attention_key_size,
-            out_dim=self.hidden_size,
-            use_bias=self.use_bias,
-            attention_dropout=self.attention_dropout_rate,
-            kernel_initializer=self.initializer,
-            return_cache=True,
-            return_attention_scores=self.residual_attention_scores,
-            fused=self.fused_attention,
-            remat=self.remat,
-        )
+        layer = self.layer(name, MultiHeadAttention, **self.attention_options())
         biases = [*walk.masks] + ([] if walk.scores is None else [walk.scores])
         terms = [] if walk.position is None else [walk.position]
         o, cache, *scores = layer(
@@ -317,18 +323,35 @@ class Transformer:
         walk.scores = scores[0] if scores else None
         return o
 
+    def attention_options(self):
+        """Arguments of every attention layer; a family adds what its own differ in."""
+        return {
+            "heads": self.num_attention_heads,
+            "head_size": self.attention_head_size,
+            "key_size": self.attention_key_size,
+            "out_dim": self.hidden_size,
+            "use_bias": self.use_bias,
+            "attention_dropout": self.attention_dropout_rate,
+            "kernel_initializer": self.initializer,
+            "return_cache": True,
+            "return_attention_scores": self.residual_attention_scores,
+            "fused": self.fused_attention,
+            "remat": self.remat,
+        }
+
     def feed_forward(self, x, name, walk):
         """The position-wise layer."""
-        layer = self.layer(
-            name,
-            FeedForward,
-            units=self.intermediate_size,
-            activation=self.hidden_act,
-            use_bias=self.use_bias,
-            kernel_initializer=self.initializer,
-            remat=self.remat,
-        )
-        return layer(x)
+        return self.layer(name, FeedForward, **self.feed_forward_options())(x)
+
+    def feed_forward_options(self):
+        """Arguments of every feed-forward layer."""
+        return {
+            "units": self.intermediate_size,
+            "activation": self.hidden_act,
+            "use_bias": self.use_bias,
+            "kernel_initializer": self.initializer,
+            "remat": self.remat,
+        }
 
     def build(self, *, deferred=False):
         """Wire the model.

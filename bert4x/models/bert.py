@@ -45,9 +45,7 @@ class BERT(Transformer):
             inputs["segment"] = self.input("Input-Segment")
         if self.custom_position_ids:
             inputs["position"] = self.input("Input-Position")
-        if self.attention_mask:
-            inputs["attention_mask"] = self.input("Input-Attention-Mask", self.attention_mask_shape)
-        return inputs
+        return inputs | self.attention_mask_input()
 
     def embed(self, inputs, walk):
         x = self.sum_embeddings(inputs)

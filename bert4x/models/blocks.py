@@ -15,6 +15,7 @@ class Pass:
     scores: the attention scores handed to the next layer (residual attention), or None.
     caches: one (keys, values) per attention call, in order: given ones in a step graph, and those made in this walk.
     start: the slot where this walk's tokens begin (step graph), or None.
+    context: encoder states for cross-attention, and context_masks: bool [B, S] each, which of them count.
     hidden_states: the embedding output, then one per block.
     """
 
@@ -25,6 +26,8 @@ class Pass:
     scores: Any = None
     caches: list = dataclasses.field(default_factory=list)
     start: Any = None
+    context: Any = None
+    context_masks: list = dataclasses.field(default_factory=list)
     hidden_states: list = dataclasses.field(default_factory=list)
 
 

@@ -40,11 +40,16 @@ MODEL_TYPES = {
     "roformer": "roformer",
     "openai-gpt": "gpt",
     "gpt2": "gpt2",
+    "t5": "t5",
+    "mt5": "t5",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
 }
 
 REFUSED_MODEL_TYPES = {
-    "roberta": "byte-level RoBERTa (positions from 2, lm_head names) is another architecture than the Chinese RoBERTa-wwm "
-    "releases, which are BERT and say so in their config.json",
+    "roberta": "byte-level RoBERTa (positions from 2, lm_head names) is another architecture than the Chinese "
+    "RoBERTa-wwm releases, which are BERT and say so in their config.json",
     "xlm-roberta": "XLM-RoBERTa is not BERT-shaped (positions from 2, lm_head names)",
 }
 
@@ -60,6 +65,23 @@ _BASE = {
 }
 
 _GPT = {key: value for key, value in _BASE.items() if key != "intermediate_size"}  # 4 * hidden_size
+
+_T5 = {
+    "hidden_size": 512,
+    "attention_head_size": 64,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "dropout_rate": 0.1,
+    "attention_dropout_rate": 0.1,
+}
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+}
 
 # What a HuggingFace file means by leaving a key out.
 HUGGINGFACE_DEFAULTS = {
@@ -85,6 +107,18 @@ HUGGINGFACE_DEFAULTS = {
     "nezha": {**_BASE, "vocab_size": 21128},
     "roformer": {**_BASE, "vocab_size": 50000, "max_position": 1536},
     "openai-gpt": {**_GPT, "vocab_size": 40478},
+    "t5": {**_T5, "vocab_size": 32128, "num_hidden_layers": 6, "feed_forward_proj": "relu"},
+    "mt5": {
+        **_T5,
+        "vocab_size": 250112,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+    },
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8},
+    "qwen2": {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "use_qkv_bias": True},
     "gpt2": {**_GPT, "vocab_size": 50257, "max_position": 1024, "hidden_act": "gelu_new"},
 }
 

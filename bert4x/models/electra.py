@@ -8,11 +8,12 @@ from bert4x.models.weights import Source, dense, norm
 class ELECTRA(BERT):
     """BERT with factorised embeddings and heads of its own (arXiv:2003.10555).
 
-    with_discriminator: the probability that each token was replaced, [B, T, 1] (True: sigmoid, or an activation's name).
+    with_discriminator: the probability that each token was replaced, [B, T, 1] (True: sigmoid, or a name).
     with_mlm: the generator's token probabilities. The pooled vector is the hidden state of token 0, without weights.
     """
 
     model_type = "electra"
+    applications = ("encoder",)
     options = {"with_discriminator": False}
     huggingface_rules = (
         (r"^generator/", "electra/"),

@@ -31,6 +31,19 @@ class GPT(LanguageModel, BERT):
         "segment_vocab_size": 0,
     }
     gelu = {"google": "gelu_tanh", "huggingface": "gelu_tanh"}
+    pretrained_keys = {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "max_position": "n_positions",
+        "hidden_act": "afn",
+        "dropout_rate": "resid_pdrop",
+        "attention_dropout_rate": "attn_pdrop",
+        "layer_norm_eps": "layer_norm_epsilon",
+        "embedding_size": None,
+        "segment_vocab_size": None,
+    }
     huggingface_transposes = False
     huggingface_rules = (
         (r"^gpt/embeddings/word_embeddings", "transformer/tokens_embed/weight"),
@@ -48,6 +61,9 @@ class GPT(LanguageModel, BERT):
         if "hidden_size" in options:
             options = {"intermediate_size": 4 * options["hidden_size"], **options}
         return super().adapt(options, flavour)
+
+    def pretrained_extras(self):
+        return {"afn": "gelu"} if self.hidden_act == "gelu_tanh" else {}  # their 'gelu' is the tanh form here
 
     def embed(self, inputs, walk):
         return self.dropout(self.sum_embeddings(inputs), "Embedding-Dropout")

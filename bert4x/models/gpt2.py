@@ -10,6 +10,7 @@ class GPT2(GPT):
 
     model_type = "gpt2"
     options = {"mask_zero": False}
+    pretrained_keys = {**GPT.pretrained_keys, "hidden_act": "activation_function"}
     residual = staticmethod(pre_norm)
     huggingface_rules = (
         (r"^gpt/embeddings/word_embeddings", "transformer/wte/weight"),
@@ -24,6 +25,9 @@ class GPT2(GPT):
     @classmethod
     def adapt(cls, options, flavour):
         return super().adapt({**options, "segment_vocab_size": 0}, flavour)  # whatever a BERT-style file says
+
+    def pretrained_extras(self):
+        return {}
 
     def head(self, x, walk):
         return super().head(self.norm(x, "Output-Norm", walk), walk)

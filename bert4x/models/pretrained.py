@@ -19,6 +19,7 @@ _KEYS = {
     "num_hidden_layers": "num_hidden_layers",
     "num_attention_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size",
+    "hidden_act": "hidden_act",
     "embedding_size": "embedding_size",
     "dropout_rate": "hidden_dropout_prob",
     "attention_dropout_rate": "attention_probs_dropout_prob",
@@ -56,18 +57,20 @@ def save_pretrained(model, tokenizer, directory):
 
 def pretrained_config(builder):
     """The builder's options under HuggingFace's names, a dict for config.json."""
-    config = {"model_type": builder.model_type, **builder.pretrained_extras()}
-    for option, key in _KEYS.items():
-        if hasattr(builder, option):
-            config.setdefault(key, getattr(builder, option))
-    activations = builder.hidden_act if isinstance(builder.hidden_act, list) else [builder.hidden_act]
-    names = [_ACTIVATIONS.get(name, name) for name in activations]
-    config["hidden_act"] = names if isinstance(builder.hidden_act, list) else names[0]
+    keys = {**_KEYS, **builder.pretrained_keys}
+    config = {"model_type": builder.model_type}
+    for option, key in keys.items():
+        if key is not None and hasattr(builder, option):
+            config[key] = _activation(getattr(builder, option)) if option == "hidden_act" else getattr(builder, option)
     if builder.attention_head_size * builder.num_attention_heads != builder.hidden_size:
-        config["attention_head_size"] = builder.attention_head_size
+        config.setdefault("attention_head_size", builder.attention_head_size)
     if builder.attention_key_size != builder.attention_head_size:
         config["attention_key_size"] = builder.attention_key_size
-    return config
+    return config | builder.pretrained_extras()
+
+
+def _activation(name):
+    return [_activation(part) for part in name] if isinstance(name, list) else _ACTIVATIONS.get(name, name)
 
 
 def _write_json(path, value):
@@ -79,7 +82,7 @@ def _write_json(path, value):
 def load_weights(model, path):
     """`model.load_weights` for a `.weights.h5` file that refuses a file of another model.
 
-    Keras itself takes the first layers of a larger file without a word. Keras numbers the variables of a file instead of
+    Keras itself takes the first layers of a larger file without a word. It numbers the variables of a file instead of
     naming them, so the two sides are compared by the shapes of all their variables.
 
     Args:

@@ -23,7 +23,8 @@ class Source(NamedTuple):
 
     name: its Google name.
     transpose: the file holds the transpose of our kernel.
-    rows: 'token' or 'position' if the rows are tokens (keep_tokens applies) or positions (fewer may be taken).
+    rows: 'token' or 'position' if the rows are tokens (keep_tokens applies) or positions (fewer may be taken); 'column'
+        if the columns of our kernel are tokens.
     part: (i, n) if the file holds n variables side by side on the last axis, of which this is number i.
     """
 
@@ -61,13 +62,13 @@ _GENERIC_RULES = (
 )
 
 # HuggingFace's Linear weights are (out, in), and T5's bias tables (buckets, heads).
-_TURNED = re.compile(r"/(kernel|relative_attention_bias)$")
+_TURNED = re.compile(r"/(kernel|relative_attention_bias|[qkvo])$")
 # In files, but never weights of a model: optimizer slots, buffers, tied copies.
 _IGNORED = re.compile(
     r"(adam_[mv]|/Adam(_1)?|_slot_\w+|/lamb_[mv]|AdamWeightDecayOptimizer(_\d)?)$|global_step|_power$|position_ids$"
     r"|embed_positions|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|predictions\.decoder\.|lm_head\.weight$|\.attn\.(masked_)?bias$"
 )
-_LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer|transformer)\.")
+_LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer|transformer|model)\.")
 
 
 def huggingface_name(google, rules=()):
@@ -214,6 +215,8 @@ def _loaded_shape(builder, checkpoint, entry, name):
     if entry.source.rows == "token" and (builder.keep_tokens or builder.compound_tokens):
         rows = len(builder.keep_tokens) if builder.keep_tokens else shape[0]
         return (rows + len(builder.compound_tokens or ()), *shape[1:])
+    if entry.source.rows == "column" and (builder.keep_tokens or builder.compound_tokens):
+        return (*shape[:-1], builder.vocab_size)
     if entry.source.rows == "position":
         return (min(shape[0], entry.variable.shape[0]), *shape[1:])
     return shape
@@ -237,6 +240,9 @@ def _prepared(builder, checkpoint, entry, name):
     array = array.T if entry.transpose else array
     if entry.source.rows == "token":
         array = compound_rows(array, builder.compound_tokens)
+    if entry.source.rows == "column":
+        kept = array if builder.keep_tokens is None else array[:, builder.keep_tokens]
+        array = compound_rows(kept.T, builder.compound_tokens).T
     want = tuple(entry.variable.shape)
     if array.shape != want:
         array = builder.rescaled(entry.path, resize_array(array, want), array)

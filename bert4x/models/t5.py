@@ -1,0 +1,308 @@
+"""T5, T5.1.1 and mT5: encoder, decoder, and the two in one model."""
+
+import re
+
+import numpy as np
+
+from bert4x.backend import keras
+from bert4x.layers import CausalMask, MultiHeadAttention, RelativePositionEmbeddingT5, ScaleOffset
+from bert4x.models.base import Transformer
+from bert4x.models.blocks import Pass, pre_norm
+from bert4x.models.weights import Source, inside
+
+VERSIONS = ("t5.1.0", "t5.1.1", "mt5.1.1")
+
+
+class T5Base(Transformer):
+    """What T5's two stacks share: RMS norms before the sublayers, unscaled attention, bucketed positions, no biases.
+
+    t5.1.0 has a plain feed-forward layer and a tied head, t5.1.1 and mt5.1.1 a gated one and a head of their own.
+    scale_decoder_outputs: a tied head takes the states times D^-0.5.
+    Source: arXiv:1910.10683, 2010.11934.
+    """
+
+    model_type = "t5"
+    applications = ("encoder",)
+    options = {
+        "version": None,
+        "scale_decoder_outputs": True,
+        "layer_norm_eps": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    }
+    pretrained_keys = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "attention_head_size": "d_kv",
+        "intermediate_size": "d_ff",
+        "dropout_rate": "dropout_rate",
+        "attention_dropout_rate": None,
+        "layer_norm_eps": "layer_norm_epsilon",
+        "initializer_range": None,
+        "embedding_size": None,
+        "hidden_act": None,
+        "num_decoder_layers": "num_decoder_layers",
+        "relative_attention_num_buckets": "relative_attention_num_buckets",
+        "relative_attention_max_distance": "relative_attention_max_distance",
+    }
+    stack = None
+    use_bias = False
+    attention_position = "t5_relative"
+    residual = staticmethod(pre_norm)
+    gelu = {"google": "gelu_tanh", "huggingface": "gelu_tanh"}
+    huggingface_rules = (
+        (r"^decoder/logits/kernel", "lm_head/kernel"),
+        (r"^shared/embedding", "shared/weight"),
+        (r"block_0*(\d+)/layer_0*(\d+)", r"block/\1/layer/\2"),
+        (r"rms_norm/scale$", "layer_norm/scale"),
+        (r"^(encoder|decoder)/layer_norm/scale$", r"\1/final_layer_norm/scale"),
+        (r"(scale|relative_attention_bias|/[qkvo])$", r"\1/weight"),
+        (r"scale/weight", "weight"),
+    )
+    fallback_names = {"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")}
+
+    @classmethod
+    def adapt(cls, options, flavour):
+        projection = options.get("feed_forward_proj")
+        if projection is not None:
+            gated, _, name = projection.rpartition("-")
+            scaled = options.get("model_type") != "mt5"
+            options = {"hidden_act": [name, "linear"] if gated else name, "scale_decoder_outputs": scaled, **options}
+        return super().adapt(options, flavour)
+
+    @classmethod
+    def recognise(cls, options, checkpoint):
+        """The version that the weights are of; a contradicting one is an error."""
+        given, found = options.get("version") or cls.known_options()["version"], recognise_version(checkpoint)
+        plain = "t5.1.0"
+        if given is not None and (given == plain) != (found == plain):
+            raise ValueError(
+                f"the weights of {checkpoint.source} are of {found}, not {given}: {plain} has a tied head, "
+                f"the others a head of their own. Use model={found!r}."
+            )
+        return {**options, "version": found if given is None or checkpoint.naming == "google" else given}
+
+    def _complete_options(self):
+        super()._complete_options()
+        if self.version is None:
+            self.version = "t5.1.1" if isinstance(self.hidden_act, list) else "t5.1.0"
+        if self.version not in VERSIONS:
+            raise ValueError(f"version must be one of {', '.join(VERSIONS)}; got {self.version!r}")
+
+    def pretrained_extras(self):
+        gated = isinstance(self.hidden_act, list)
+        name = (self.hidden_act[0] if gated else self.hidden_act).replace("gelu_tanh", "gelu")
+        return {
+            "model_type": "mt5" if self.version == "mt5.1.1" else "t5",
+            "feed_forward_proj": f"gated-{name}" if gated else name,
+            "tie_word_embeddings": self.version == "t5.1.0",
+            "scale_decoder_outputs": self.version == "t5.1.0" and self.scale_decoder_outputs,
+        }
+
+    def part(self, index, kind):
+        return f"{self.stack}-Transformer-{index}-{kind}"
+
+    def norm(self, x, name, walk):
+        return super().norm(x, name, walk, zero_mean=False, offset=False)
+
+    def attention_options(self):
+        return {**super().attention_options(), "attention_scale": False}
+
+    def feed_forward_options(self):
+        return {**super().feed_forward_options(), "dropout": self.dropout_rate}
+
+    def embed(self, inputs, walk):
+        return self.dropout(self.token_embedding(inputs["token"]), f"{self.stack}-Embedding-Dropout")
+
+    def position_term(self, x, inputs, walk):
+        layer = self.layer(
+            f"{self.stack}-Embedding-Relative-Position",
+            RelativePositionEmbeddingT5,
+            input_dim=self.relative_attention_num_buckets,
+            output_dim=self.num_attention_heads,
+            max_distance=self.relative_attention_max_distance,
+            bidirectional=self.stack == "Encoder",
+            embeddings_initializer=self.initializer,
+        )
+        return layer([x, x])
+
+    def finish(self, x, walk):
+        """The norm after the last block."""
+        return self.dropout(self.norm(x, f"{self.stack}-Output-Norm", walk), f"{self.stack}-Output-Dropout")
+
+    def stack_table(self, sublayers):
+        """Weight table of a stack; sublayers: [(kind, name in the file)] in the order of a block."""
+        root = self.stack.lower()
+        first = f"{root}/block_000/layer_000"
+        final = "rms_norm" if self.version == "mt5.1.1" else "final_layer_norm"
+        table = {
+            "Embedding-Token": {"embeddings": Source("shared/embedding", rows="token")},
+            f"{self.stack}-Embedding-Relative-Position": {
+                "embeddings": Source(f"{first}/SelfAttention/relative_attention_bias", transpose=True)
+            },
+            f"{self.stack}-Output-Norm": {"gamma": f"{root}/{final}/scale"},
+        }
+        for index in range(self.num_blocks):
+            for position, (kind, name) in enumerate(sublayers):
+                table |= self.sublayer_table(index, kind, name, f"{root}/block_{index:03d}/layer_{position:03d}")
+        return table
+
+    def sublayer_table(self, index, kind, name, place):
+        """Weight table of one sublayer and its norm."""
+        norm = "rms_norm" if self.version == "mt5.1.1" else "layer_norm"
+        if kind == "FeedForward":
+            names = ["wi_0", "wi_1"] if isinstance(self.hidden_act, list) else ["wi"]
+            rows = {f"inner_{i}/kernel": f"{place}/{name}/{wi}/kernel" for i, wi in enumerate(names)}
+            rows |= inside("out", {"kernel": f"{place}/{name}/wo/kernel"})
+        else:
+            parts = {"query": "q", "key": "k", "value": "v", "out": "o"}
+            rows = {f"{part}/kernel": f"{place}/{name}/{letter}" for part, letter in parts.items()}
+        layer = self.part(index, kind)
+        return {layer: rows, f"{layer}-Norm": {"gamma": f"{place}/{norm}/scale"}}
+
+
+class T5Encoder(T5Base):
+    """T5's encoder: token ids [B, S] -> [B, S, D]."""
+
+    stack = "Encoder"
+
+    def get_inputs(self):
+        return {"token": self.input("Encoder-Input-Token")}
+
+    def head(self, x, walk):
+        return [self.finish(x, walk)]
+
+    def weight_table(self):
+        return self.stack_table([("MultiHeadSelfAttention", "SelfAttention"), ("FeedForward", "DenseReluDense")])
+
+
+class T5Decoder(T5Base):
+    """T5's decoder: encoder states [B, S, D], token ids [B, T] -> token probabilities [B, T, V].
+
+    Args (besides those of `T5Base`):
+        with_lm: True (softmax), an activation's name, or False for the hidden states.
+        context_mask: a third input bool [B, S] says which encoder states are padding. The mask that an encoder's output
+            carries is honoured anyway; an array carries none.
+    """
+
+    options = {"with_lm": True, "context_mask": False}
+    stack = "Decoder"
+
+    def get_inputs(self):
+        inputs = {
+            "context": self.input("Input-Context", (self.sequence_length, self.hidden_size), self.dtype_name()),
+            "token": self.input("Decoder-Input-Token"),
+        }
+        if self.context_mask:
+            inputs["context_mask"] = self.input("Input-Context-Mask", dtype="bool")
+        return inputs
+
+    def dtype_name(self):
+        """The compute dtype of the layers."""
+        return keras.dtype_policies.get(self.dtype).compute_dtype
+
+    def application_mask(self, inputs, walk):
+        return self.layer("Decoder-Attention-LM-Mask", CausalMask)(inputs["token"])
+
+    def forward(self, inputs, walk):
+        walk.context = inputs["context"]
+        walk.context_masks = [inputs["context_mask"]] if self.context_mask else []
+        return super().forward(inputs, walk)
+
+    def sublayers(self):
+        attention, feed_forward = super().sublayers()
+        return [attention, ("MultiHeadCrossAttention", self.cross_attention), feed_forward]
+
+    def cross_attention(self, x, name, walk):
+        """Attention of the decoder's states to the encoder's, without positions."""
+        layer = self.layer(name, MultiHeadAttention, **self.attention_options())
+        masks = [mask[:, None, :] for mask in walk.context_masks]
+        o, cache, *_ = layer([x, walk.context, walk.context, *masks], a_bias=len(masks) or None)
+        walk.caches.append(cache)
+        return o
+
+    def head(self, x, walk):
+        x = self.finish(x, walk)
+        if not self.with_lm:
+            return [x]
+        if self.version == "t5.1.0":
+            scale = self.hidden_size**-0.5 if self.scale_decoder_outputs else 1.0
+            x = self.layer("Decoder-Output-Scale", ScaleOffset, scale=scale, offset=False)(x)
+            x = self.token_embedding(x, mode="dense")
+        else:
+            x = self.dense(x, "Decoder-Output-LM", self.vocab_size)
+        return [self.activation(x, "Decoder-Output-LM-Activation", "softmax" if self.with_lm is True else self.with_lm)]
+
+    def weight_table(self):
+        sublayers = [
+            ("MultiHeadSelfAttention", "SelfAttention"),
+            ("MultiHeadCrossAttention", "EncDecAttention"),
+            ("FeedForward", "DenseReluDense"),
+        ]
+        head = {"Decoder-Output-LM": {"kernel": Source("decoder/logits/kernel", rows="column")}}
+        return self.stack_table(sublayers) | head
+
+
+class T5(T5Decoder):
+    """Encoder and decoder in one model: [encoder ids [B, S], decoder ids [B, T]] -> [B, T, V].
+
+    Attributes: encoder, decoder: builders of the two parts, which share all layers with this model.
+    """
+
+    options = {"num_decoder_layers": None}
+
+    def build(self, *, deferred=False):
+        if self.model is not None:
+            return self.model
+        shared = {name: getattr(self, name) for name in self._shared_options(T5Encoder)}
+        self.encoder = T5Encoder(**shared, name=self._named("Encoder"))
+        self.encoder.build(deferred=deferred)
+        shared = {name: getattr(self, name) for name in self._shared_options(T5Decoder)}
+        shared |= {"num_hidden_layers": self.num_decoder_layers or self.num_hidden_layers}
+        self.decoder = T5Decoder(**shared, layers=self.encoder.layers, name=self._named("Decoder"))
+        self.decoder.build(deferred=deferred)
+        self.layers = self.decoder.layers
+        token = self.decoder.inputs[1]
+        self.inputs = [*self.encoder.inputs, token]
+        walk = Pass(condition=self.layer_norm_cond)
+        self.outputs = self.decoder.forward({"context": self.encoder.outputs[0], "token": token}, walk)
+        self.model = keras.Model(self.inputs, self.outputs[0], name=self.name)
+        self.model.builder = self
+        return self.model
+
+    @staticmethod
+    def _shared_options(family):
+        known = family.known_options().keys() | set(family.required)
+        return known - {"name", "layers", "keep_tokens", "compound_tokens", "context_mask"}
+
+    def _named(self, stack):
+        return f"{self.name}_{stack}" if self.name else None
+
+    def weight_table(self):
+        return self.encoder.weight_table() | self.decoder.weight_table()
+
+
+def recognise_version(checkpoint):
+    """Which version a checkpoint holds: by the head of the decoder, or in a file of an encoder by the inner kernels."""
+    names = checkpoint.names
+    if any("rms_norm" in name for name in names):
+        return "mt5.1.1"
+    if not any(name.startswith("decoder") for name in names):
+        return "t5.1.1" if any(re.search(r"\bwi_0\b", name) for name in names) else "t5.1.0"
+    return "t5.1.1" if "decoder/logits/kernel" in names or _has_own_head(checkpoint) else "t5.1.0"
+
+
+def _has_own_head(checkpoint):
+    """Whether lm_head.weight is there and no copy of the token table; `tie_word_embeddings` in files is unreliable."""
+    if "lm_head.weight" not in checkpoint.names:
+        return False
+    rows = range(min(8, checkpoint.shape("lm_head.weight")[0]))
+    return not np.array_equal(checkpoint.read("lm_head.weight", rows=rows), checkpoint.read("shared.weight", rows=rows))
+
+
+def variants(family, suffix):
+    """{model name: class} for the versions of a T5 class."""
+    named = {f"{version}{suffix}": {"version": version} for version in VERSIONS}
+    classes = {name: type(family.__name__, (family,), {"options": preset}) for name, preset in named.items()}
+    return {f"t5{suffix}": family, **classes}
