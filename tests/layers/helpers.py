@@ -59,3 +59,15 @@ def assert_close(got, want, atol, note=""):
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape, f"{note}: shape {a.shape}, {b.shape} expected"
         np.testing.assert_allclose(a.astype("float64"), b.astype("float64"), rtol=0, atol=atol, err_msg=note)
+
+
+def gradients(layer, loss):
+    """Gradients of loss() with respect to the trainable variables of a layer or model, as arrays by path."""
+    variables = layer.trainable_variables
+
+    def function(values):
+        with runtime.overridden(list(zip(variables, values, strict=True)), layer):
+            return loss()
+
+    _, found = runtime.value_and_grad(function, [v.value for v in variables])
+    return {v.path.split("/", 1)[1]: a for v, a in zip(variables, to_arrays(found), strict=True)}

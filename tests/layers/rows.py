@@ -116,7 +116,8 @@ def _position_rows(w, masks, x, ids):
 ATTENTION = {
     "MultiHeadAttention": Row(HEADS, QKV, ("B", "T", 8), _attend()),
     "MultiHeadAttention sizes": Row(
-        {"heads": 3, "head_size": 2, "key_size": 4, "out_dim": 5, "use_bias": False}, QKV, ("B", "T", 5), _attend(count=3)
+        {"heads": 3, "head_size": 2, "key_size": 4, "out_dim": 5, "use_bias": False}, QKV, ("B", "T", 5),
+        _attend(count=3),
     ),
     "MultiHeadAttention scores and cache": Row(
         {**HEADS, "return_attention_scores": True, "return_cache": True},
@@ -205,7 +206,8 @@ REST = {
         {}, [IDS], (1, "T", "T"), lambda w, m, x: np.tri(x.shape[1], dtype=bool)[None], mask="drops", dtype="bool"
     ),
     "UniLMMask": Row(
-        {}, [Input(("B", "T"), below=2)], ("B", "T", "T"), lambda w, m, s: reference.unilm(s), mask="drops", dtype="bool"
+        {}, [Input(("B", "T"), below=2)], ("B", "T", "T"), lambda w, m, s: reference.unilm(s), mask="drops",
+        dtype="bool",
     ),
     "CombinedMask": Row(
         {}, [Input((1, "T", "T"), boolean=True), Input(("B", "T"), below=2), Input(("B", "T", "T"), below=2)],

@@ -57,7 +57,7 @@ def built(name, **more):
 def symbolic(name, sizes=None):
     """Keras inputs of a row; letters not in `sizes` are None."""
     return [
-        keras.Input(batch_shape=[(sizes or {}).get(n) if isinstance(n, str) else n for n in given.shape], dtype=given.dtype)
+        keras.Input(batch_shape=shape_of(given.shape, sizes or {}), dtype=given.dtype)
         for given in ROWS[name].inputs
     ]
 
@@ -193,7 +193,7 @@ def test_compiled(name, tolerance):
     assert_close(runtime.jit(model)(*inputs), model(inputs), tolerance, name)
 
 
-@pytest.mark.parametrize("name", ["MultiHeadAttention scores and cache", "PositionEmbedding", "Embedding", "CausalMask"])
+@pytest.mark.parametrize("name", ["MultiHeadAttention scores and cache", "PositionEmbedding", "CausalMask"])
 def test_predict(name, tolerance):
     model = model_of(name, built(name))
     outputs = keras.tree.map_structure(lambda t: t[:1] if t.shape[0] == 1 else t, model(model_inputs(name)))

@@ -171,8 +171,16 @@ def unilm(segments):
 
 def mean_pooled(x, mask):
     """Mean over the positions that the mask keeps; zeros where it keeps none."""
-    return np.array([row[keep].mean(0) if keep.any() else np.zeros(row.shape[-1]) for row, keep in zip(x, mask, strict=True)])
+    return pooled(x, mask, np.mean)
 
 
 def max_pooled(x, mask):
-    return np.array([row[keep].max(0) if keep.any() else np.zeros(row.shape[-1]) for row, keep in zip(x, mask, strict=True)])
+    return pooled(x, mask, np.max)
+
+
+def pooled(x, mask, reduce):
+    output = np.zeros((len(x), x.shape[-1]))
+    for b in range(len(x)):
+        if mask[b].any():
+            output[b] = reduce(x[b][mask[b]], axis=0)
+    return output

@@ -1,0 +1,234 @@
+"""The numbers of the specification for layers: every case of checks_layers.json whose layer exists."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from bert4x import layers
+from bert4x.backend import apply_rotary_position_embeddings, attention_normalize, runtime, sinusoidal_embeddings
+from tests.layers.helpers import WithMask, to_arrays
+
+ATOL = 2e-5  # stated in the file
+# Cases of layers that later parts of the library bring; a case that is neither here nor in CHECKS fails a test.
+LATER = {
+    "talking_heads", "synthesizer_dense", "synthesizer_factorized_dense", "synthesizer_random",
+    "synthesizer_factorized_random", "synthesizer_mixture", "atrous_self_attention", "local_self_attention",
+    "sparse_self_attention", "atrous_self_attention_causal", "local_self_attention_causal",
+    "sparse_self_attention_causal", "prefix_mask", "gau_squared_relu", "gau_softmax_plus", "global_pointer",
+    "efficient_global_pointer", "dgcnn_block_rate1", "dgcnn_block_rate2", "dgcnn_block_projected_rate1",
+    "dgcnn_block_projected_rate2", "attention_pooling", "reading_vote", "focal_loss", "on_lstm_step_reverse_cumsum",
+    "on_lstm_sequence_reverse_cumsum", "on_lstm_step_one_minus_cumax", "on_lstm_sequence_one_minus_cumax",
+    "tree_induction", "vq", "vq_ema",
+}
+
+
+@pytest.fixture(scope="module")
+def cases(shared_data):
+    path = shared_data.parent / "spec" / "checks_layers.json"
+    if not path.is_file():
+        pytest.skip(f"no check values: {path} is not there")
+    return json.loads(path.read_text(encoding="utf-8"))["cases"]
+
+
+def unpacked(value):
+    """An array of the file: a nested list, or a rule {"probe": [shape, a, b, scale]}."""
+    if isinstance(value, dict):
+        shape, a, b, scale = value["probe"]
+        return (scale * np.sin(a * np.arange(1, np.prod(shape) + 1) + b)).reshape(shape)
+    return np.array(value)
+
+
+class Case:
+    """The parts of one case as arrays: case.inputs["x"], case.weights["wq"], case.outputs["output"]."""
+
+    def __init__(self, raw):
+        self.config = raw["config"]
+        for part in ("inputs", "weights", "outputs"):
+            setattr(self, part, {name: unpacked(value) for name, value in raw[part].items()})
+
+    def x(self):
+        """The input `x`, which carries the case's mask if it has one."""
+        return self.masked(self.inputs["x"], self.inputs.get("mask"))
+
+    @staticmethod
+    def masked(x, mask):
+        x = x.astype("float32")
+        return ops.convert_to_tensor(x) if mask is None else WithMask()([x, mask.astype(bool)])
+
+    def attention(self, inputs, suffix="", call=None, **options):
+        """Build an attention layer with the case's weights and call it."""
+        letters = {"query": "q", "key": "k", "value": "v", "out": "o"}
+        options = {"out_dim": 4, "use_bias": "bq" in self.weights, **options}
+        layer = layers.MultiHeadAttention(**options)
+        layer(inputs, **(call or {}))
+        for part, letter in letters.items():
+            values = [self.weights[f"w{letter}{suffix}"]]
+            values += [self.weights[f"b{letter}{suffix}"]] if options["use_bias"] else []
+            getattr(layer, part).set_weights(values)
+        return layer(inputs, **(call or {}))
+
+
+def masked_softmax(case):
+    mask = ops.convert_to_tensor(case.inputs["mask"].astype(bool))
+    return {"probs": attention_normalize(ops.convert_to_tensor(case.inputs["scores"].astype("float32")), mask)}
+
+
+def cross_sizes(case):
+    memory = case.masked(case.inputs["key_value"], case.inputs["value_mask"])
+    query = case.masked(case.inputs["query"], None)
+    o, scores = case.attention([query, memory, memory], return_attention_scores=True, **case.config)
+    return {"output": o, "scores": scores}
+
+
+def causal_padding(case):
+    x = case.x()
+    return {"output": case.attention([x, x, x, layers.CausalMask()(x)], call={"a_bias": True}, **case.config)}
+
+
+def self_attention(case, extra, position, **options):
+    """Attention of x to itself with one position term."""
+    x = case.x()
+    o, scores = case.attention(
+        [x, x, x, extra(x)], call={"p_bias": position}, heads=2, head_size=4, return_attention_scores=True, **options
+    )
+    return {"output": o, "scores": scores}
+
+
+def nezha(case):
+    table = layers.RelativePositionEmbedding(5, 4, embeddings_initializer=layers.Sinusoidal())
+    return self_attention(case, lambda x: table([x, x]), "typical_relative")
+
+
+def rope(case):
+    positions = layers.SinusoidalPositionEmbedding(4, merge_mode="zero")
+    return self_attention(case, positions, "rotary")
+
+
+def t5(case):
+    table = layers.RelativePositionEmbeddingT5(8, 2, max_distance=6)
+
+    def numbers(x):
+        table([x, x])
+        table.set_weights([case.inputs["bias_table"]])
+        return table([x, x])
+
+    return self_attention(case, numbers, "t5_relative", attention_scale=False)
+
+
+def realformer(case):
+    x, options = case.x(), {**case.config, "return_attention_scores": True}
+    o1, s1 = case.attention([x, x, x], **options)
+    # The mask goes on with o1, as that of the queries.
+    o2, s2 = case.attention([o1, o1, o1, s1], suffix="_2", call={"a_bias": True}, **options)
+    return {"output_1": o1, "scores_1": s1, "output_2": o2, "scores_2": s2}
+
+
+def unilm_mask(case):
+    return {"allowed": layers.UniLMMask()(ops.convert_to_tensor(case.inputs["segment_ids"]))}
+
+
+def sinusoidal(case):
+    return {"embeddings": sinusoidal_embeddings(case.inputs["position_ids"], case.config["output_dim"])}
+
+
+def rotated(case):
+    x = case.inputs["x"].astype("float32")
+    table = sinusoidal_embeddings(case.inputs["position_ids"][None], x.shape[-1])
+    return {"rotated": apply_rotary_position_embeddings(table, ops.convert_to_tensor(x))}
+
+
+def hierarchical(case):
+    table = case.weights["embeddings"]
+    layer = layers.PositionEmbedding(*table.shape, hierarchical=case.config["alpha"])
+    x = np.zeros((1, int(case.inputs["length"]), table.shape[1]), "float32")
+    layer(x)
+    layer.set_weights([table])
+    return {"embeddings": layer(x)[0]}
+
+
+def t5_buckets(case):
+    offsets = case.inputs["relative_position"]
+    outputs = {}
+    for name in ("bidirectional", "causal"):
+        layer = layers.RelativePositionEmbeddingT5(32, 1, bidirectional=name == "bidirectional")
+        outputs[name] = layer.index(ops.convert_to_tensor(offsets.astype("int32")))
+    return outputs
+
+
+def norm(case):
+    """Any layer norm: the weights of the file under our names."""
+    inputs = [case.masked(value, None) for value in case.inputs.values()]
+    inputs = inputs if len(inputs) > 1 else inputs[0]
+    layer = layers.LayerNormalization(**case.config)
+    layer(inputs)
+    for name, value in case.weights.items():
+        if name == "gamma_minus_one":
+            layer.gamma.assign(1 + value)
+        elif name == "beta":
+            layer.beta.assign(value)
+        else:
+            getattr(layer, name).kernel.assign(value)
+    return {"output": layer(inputs)}
+
+
+def feed_forward(case):
+    x = case.x()
+    names = {"gelu": "gelu_tanh"}  # T5.1.1's 'gelu' is the tanh form
+    options = {**case.config, "activation": [names.get(name, name) for name in case.config["activation"]]}
+    layer = layers.FeedForward(**options)
+    layer(x)
+    layer.set_weights(list(case.weights.values()))
+    return {"output": layer(x)}
+
+
+CHECKS = {
+    "masked_softmax": masked_softmax,
+    "mha_cross_sizes": cross_sizes,
+    "mha_causal_padding": causal_padding,
+    "mha_nezha": nezha,
+    "mha_rope": rope,
+    "mha_t5": t5,
+    "realformer_two_layers": realformer,
+    "unilm_mask": unilm_mask,
+    "sinusoidal": sinusoidal,
+    "rope": rotated,
+    "hierarchical_positions": hierarchical,
+    "t5_buckets": t5_buckets,
+    "layer_norm": norm,
+    "layer_norm_rms": norm,
+    "cond_layer_norm": norm,
+    "cond_layer_norm_sequence": norm,
+    "cond_layer_norm_hidden": norm,
+    "gated_ffn": feed_forward,
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_numbers_of_the_specification(name, cases):
+    case = Case(cases[name])
+    got = CHECKS[name](case)
+    assert got.keys() == case.outputs.keys()
+    for key, want in case.outputs.items():
+        array = to_arrays(got[key])[0]
+        np.testing.assert_allclose(array.astype("float64"), want, rtol=0, atol=ATOL, err_msg=f"{name}: {key}")
+
+
+def test_no_case_is_forgotten(cases):
+    """A layer that is added must move its cases from LATER to CHECKS."""
+    assert set(cases) == set(CHECKS) | LATER
+    classes = {"".join(part.capitalize() for part in name.split("_")).lower() for name in LATER}
+    assert not {name for name in layers.__all__ if name.lower() in classes}
+
+
+def test_masked_softmax_has_no_nan_gradient(cases):
+    case = Case(cases["masked_softmax"])
+    mask = ops.convert_to_tensor(case.inputs["mask"].astype(bool))
+    scores = case.inputs["scores"].astype("float32")
+    _, gradient = runtime.value_and_grad(lambda s: ops.sum(ops.square(attention_normalize(s, mask))), scores)
+    gradient = to_arrays(gradient)[0]
+    assert np.isfinite(gradient).all()
+    assert (gradient[~case.inputs["mask"].astype(bool)] == 0).all()
+    assert keras.backend.standardize_dtype(attention_normalize(ops.cast(scores, "float16"), mask).dtype) == "float16"
