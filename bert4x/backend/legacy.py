@@ -17,7 +17,6 @@ any = ops.any
 cast = ops.cast
 cos = ops.cos
 dot = ops.dot
-elu = ops.elu
 equal = ops.equal
 exp = ops.exp
 greater = ops.greater
@@ -45,12 +44,10 @@ softplus = ops.softplus
 sqrt = ops.sqrt
 square = ops.square
 squeeze = ops.squeeze
-std = ops.std
 stop_gradient = ops.stop_gradient
 sum = ops.sum
 tanh = ops.tanh
 tile = ops.tile
-var = ops.var
 where = ops.where
 zeros_like = ops.zeros_like
 
@@ -152,11 +149,6 @@ def arange(start, stop=None, step=1, dtype="int32"):
     return ops.arange(start, stop, step, dtype=dtype)
 
 
-def eye(size, dtype=None):
-    """Identity matrix."""
-    return ops.eye(size, dtype=dtype or floatx())
-
-
 def zeros(shape, dtype=None, name=None):
     """Tensor of zeros (a constant: use `variable` for something to assign to)."""
     return ops.zeros(shape, dtype=dtype or floatx())
@@ -187,11 +179,6 @@ def eval(x):
 def get_value(x):
     """NumPy array of a variable."""
     return ops.convert_to_numpy(x)
-
-
-def batch_get_value(variables):
-    """List of NumPy arrays of variables."""
-    return [ops.convert_to_numpy(v) for v in variables]
 
 
 def set_value(x, value):

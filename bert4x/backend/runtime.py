@@ -86,17 +86,13 @@ def jit(function, *, model=None, xla=False):
     compiled = {"tensorflow": _tf_jit, "jax": _jax_jit, "torch": _torch_jit}[_BACKEND](function, model, xla)
 
     def call(*tensors):
-        return compiled(*tree.map_structure(_as_tensor, tensors))
+        return compiled(*tree.map_structure(lambda x: None if x is None else ops.convert_to_tensor(x), tensors))
 
     return call
 
 
 def _inference_call(layer):
     return lambda *tensors: layer(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
-
-
-def _as_tensor(x):
-    return None if x is None else ops.convert_to_tensor(x)
 
 
 def _tf_jit(function, model, xla):
@@ -158,7 +154,7 @@ def _jax_value_and_grad(function, x, differentiable):
 def _torch_value_and_grad(function, x, differentiable):
     with torch.enable_grad():
         # A tensor that is being differentiated already (a weight, an outer call's x) must stay connected.
-        x = tree.map_structure(lambda t: t if t.requires_grad and differentiable else _leaf(t), x)
+        x = tree.map_structure(lambda t: t if t.requires_grad and differentiable else t.detach().requires_grad_(), x)
         value = function(x)
         if not value.requires_grad:  # a constant function
             return value, tree.map_structure(torch.zeros_like, x)
@@ -166,10 +162,6 @@ def _torch_value_and_grad(function, x, differentiable):
             value, tree.flatten(x), create_graph=differentiable, allow_unused=True, materialize_grads=True
         )
     return value, tree.pack_sequence_as(x, gradient)
-
-
-def _leaf(x):
-    return x.detach().requires_grad_()
 
 
 def rematerialized(layer, function, *tensors):
@@ -234,21 +226,17 @@ def check_ids(ids, limit, name):
 
 
 def _tf_check_ids(ids, limit, name):
-    message = _range_rule(limit, name)
+    message = f"{name} must be in [0, {limit})"
     limit = tf.cast(limit, ids.dtype)
     checks = [tf.debugging.assert_non_negative(ids, message), tf.debugging.assert_less(ids, limit, message)]
     with tf.control_dependencies(checks):
         return tf.identity(ids)
 
 
-def _range_rule(limit, name):
-    return f"{name} must be in [0, {limit})"
-
-
 def _check_array(ids, limit, name):
     if ids.size and (ids.min() < 0 or ids.max() >= limit):
         raise ValueError(
-            f"{_range_rule(limit, name)}; got values from {ids.min()} to {ids.max()}. "
+            f"{name} must be in [0, {limit}); got values from {ids.min()} to {ids.max()}. "
             "Do the vocabulary and the model belong together?"
         )
 

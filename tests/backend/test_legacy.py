@@ -41,7 +41,6 @@ CALLS = [  # (name, arguments, keywords, expected)
     ("zeros_like", (X,), {}, X * 0),
     ("ones_like", (X,), {}, X * 0 + 1),
     ("constant", (2,), {"shape": (2,)}, [2, 2]),
-    ("eye", (2,), {}, np.eye(2)),
     ("reshape", (X, (3, 2)), {}, X.reshape(3, 2)),
     ("flatten", (X,), {}, X.ravel()),
     ("logsumexp", (X,), {"axis": 1}, np.log(np.exp(X).sum(1))),
@@ -82,7 +81,7 @@ def test_variables():
     np.testing.assert_array_equal(K.get_value(v), [3, 4])
     K.update_add(v, 1.0)
     K.batch_set_value([(v, K.get_value(v) * 2)])
-    np.testing.assert_array_equal(K.batch_get_value([v])[0], [8, 10])
+    np.testing.assert_array_equal(K.get_value(v), [8, 10])
     assert K.update(v, [0, 0]) is v
     with pytest.raises(TypeError, match="assigns to a variable.*K.variable"):
         K.set_value(K.zeros((2,)), [1, 1])
