@@ -36,11 +36,11 @@ def walk_layers(layer):
 
 
 def _children(layer):
-    """Layers inside a layer or model, in order of creation."""
+    """Layers inside a layer or model, in order of creation, those in its lists and dicts included."""
     if isinstance(layer, keras.Model):
         return list(layer.layers)
-    inner = [value for value in vars(layer).values() if isinstance(value, keras.layers.Layer)]
-    return list({id(value): value for value in inner}.values())
+    # Private, but the only place that knows them on every backend: on torch they are no plain attributes.
+    return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def _producers(tensor):
