@@ -44,7 +44,7 @@ class ALBERT(BERT):
         return super().adapt(options, flavour)
 
     def pretrained_extras(self):
-        return {"embedding_mapping": "Embedding-Mapping" in self.layers}
+        return {"embedding_mapping": bool(self.embedding_mapping) or self.embedding_size != self.hidden_size}
 
     def map_embeddings(self, x):
         if self.embedding_mapping:

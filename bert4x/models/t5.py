@@ -255,12 +255,9 @@ class T5(T5Decoder):
     def build(self, *, deferred=False):
         if self.model is not None:
             return self.model
-        shared = {name: getattr(self, name) for name in self._shared_options(T5Encoder)}
-        self.encoder = T5Encoder(**shared, name=self._named("Encoder"))
+        self.encoder = self._stack(T5Encoder)
         self.encoder.build(deferred=deferred)
-        shared = {name: getattr(self, name) for name in self._shared_options(T5Decoder)}
-        shared |= {"num_hidden_layers": self.num_decoder_layers or self.num_hidden_layers}
-        self.decoder = T5Decoder(**shared, layers=self.encoder.layers, name=self._named("Decoder"))
+        self.decoder = self._stack(T5Decoder, layers=self.encoder.layers)
         self.decoder.build(deferred=deferred)
         self.layers = self.decoder.layers
         token = self.decoder.inputs[1]
@@ -271,16 +268,18 @@ class T5(T5Decoder):
         self.model.builder = self
         return self.model
 
-    @staticmethod
-    def _shared_options(family):
+    def _stack(self, family, **options):
+        """One of the two parts, not built yet."""
         known = family.known_options().keys() | set(family.required)
-        return known - {"name", "layers", "keep_tokens", "compound_tokens", "context_mask"}
-
-    def _named(self, stack):
-        return f"{self.name}_{stack}" if self.name else None
+        known -= {"name", "layers", "keep_tokens", "compound_tokens", "context_mask"}
+        options |= {name: getattr(self, name) for name in known}
+        options["name"] = f"{self.name}_{family.stack}" if self.name else None
+        if family is T5Decoder:
+            options["num_hidden_layers"] = self.num_decoder_layers or self.num_hidden_layers
+        return family(**options)
 
     def weight_table(self):
-        return self.encoder.weight_table() | self.decoder.weight_table()
+        return self._stack(T5Encoder).weight_table() | self._stack(T5Decoder).weight_table()
 
 
 def recognise_version(checkpoint):

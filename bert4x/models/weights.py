@@ -65,8 +65,9 @@ _GENERIC_RULES = (
 _TURNED = re.compile(r"/(kernel|relative_attention_bias|[qkvo])$")
 # In files, but never weights of a model: optimizer slots, buffers, tied copies.
 _IGNORED = re.compile(
-    r"(adam_[mv]|/Adam(_1)?|_slot_\w+|/lamb_[mv]|AdamWeightDecayOptimizer(_\d)?)$|global_step|_power$|position_ids$"
-    r"|embed_positions|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|predictions\.decoder\.|lm_head\.weight$|\.attn\.(masked_)?bias$"
+    r"(adam_[mv]|/adafactor_(m|vr?|vc)|/Adam(_1)?|_slot_\w+|/lamb_[mv]|AdamWeightDecayOptimizer(_\d)?)$"
+    r"|global_step|_power$|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|position_ids$|embed_positions"
+    r"|relative_positions_encoding|rotary_emb\.inv_freq|predictions\.decoder\.|lm_head\.weight$|\.attn\.(masked_)?bias$"
 )
 _LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer|transformer|model)\.")
 
@@ -111,32 +112,76 @@ class LoadReport:
         return "\n  ".join(lines)
 
 
-class _Entry(NamedTuple):
-    """One row of a table, resolved: a variable and the file variable that fills it."""
+class Row(NamedTuple):
+    """One row of a weight table in one naming: how a variable of a layer lies in a file.
 
-    layer: object
+    layer, path: the layer's name, and the variable inside it.
+    name: the file's variable; transpose, part: as in `Source`, for this naming.
+    """
+
+    layer: str
     path: str
-    variable: object
     source: Source
     name: str
     transpose: bool
     part: tuple | None
 
+    def kernel_shape(self, shape):
+        """Shape of our variable, for a file variable of this shape."""
+        shape = tuple(shape)
+        if len(shape) == 3 and shape[0] == 1:  # OpenAI's kernels are those of convolutions of width 1
+            shape = shape[1:]
+        if self.part is not None:
+            shape = (*shape[:-1], shape[-1] // self.part[1])
+        return shape[::-1] if self.transpose else shape
 
-def entries(builder, naming, table=None):
-    """The rows of a weight table whose layers exist in the builder, with names in the given naming."""
-    for layer_name, rows in (builder.weight_table() if table is None else table).items():
-        layer = builder.layers.get(layer_name)
-        if layer is None:
-            continue
-        for path, source in rows.items():
+    def kernel(self, array):
+        """The values of our variable, from those of the file variable."""
+        array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+        if self.part is not None:
+            array = np.split(array, self.part[1], axis=-1)[self.part[0]]
+        return array.T if self.transpose else array
+
+    def file_shape(self, shape):
+        """Shape of the file variable, for our variable of this shape."""
+        shape = tuple(shape)[::-1] if self.transpose else tuple(shape)
+        return shape if self.part is None else (*shape[:-1], shape[-1] * self.part[1])
+
+
+def table_rows(builder, naming, table=None):
+    """The rows of a weight table with names in the given naming; the builder need not be built."""
+    for layer, variables in (builder.weight_table() if table is None else table).items():
+        for path, source in variables.items():
             source = Source(source) if isinstance(source, str) else source
             name, transpose, part = source.name, source.transpose, source.part
             if naming == "huggingface":
                 name, _, fused = huggingface_name(name, builder.huggingface_rules).partition("#")
                 part = tuple(map(int, fused.split(":"))) if fused else part
                 transpose ^= bool(_TURNED.search(source.name)) and builder.huggingface_transposes
-            yield _Entry(layer, path, _variable(layer, path), source, name, transpose, part)
+            yield Row(layer, path, source, name, transpose, part)
+
+
+def join_parts(parts):
+    """The array of a file variable, from its rows and the values of our variables: [(Row, array)]."""
+    ordered = sorted(parts, key=lambda part: part[0].part or (0, 1))
+    arrays = [array.T if row.transpose else array for row, array in ordered]
+    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
+
+
+class _Entry(NamedTuple):
+    """A row whose layer exists."""
+
+    row: Row
+    layer: object
+    variable: object
+
+
+def entries(builder, naming, table=None):
+    """The rows of a weight table whose layers exist in the builder, with names in the given naming."""
+    for row in table_rows(builder, naming, table):
+        layer = builder.layers.get(row.layer)
+        if layer is not None:
+            yield _Entry(row, layer, _variable(layer, row.path))
 
 
 def _owner(layer, path):
@@ -160,22 +205,22 @@ def load_weights(builder, checkpoint, *, table=None, tolerant=False, resize=Fals
     Returns: LoadReport.
     Raises: CheckpointError that lists everything missing and wrongly shaped, and what the file holds besides.
     """
-    rows = list(entries(builder, checkpoint.naming, table or builder.reading_table(checkpoint)))
-    index = _file_index(checkpoint)
+    wanted = list(entries(builder, checkpoint.naming, table or builder.reading_table(checkpoint)))
+    index = name_index(checkpoint)
     report = LoadReport(source=checkpoint.source)
     usable = []
-    for entry in rows:
-        name = _lookup(entry.name, index, builder.fallback_names)
+    for entry in wanted:
+        name = find_name(entry.row.name, index, builder.fallback_names)
         if name is None:
-            report.missing.append(entry.name)
+            report.missing.append(entry.row.name)
             continue
         got, want = _loaded_shape(builder, checkpoint, entry, name), tuple(entry.variable.shape)
         if got == want or (resize and len(got) == len(want)):
             usable.append((entry, name))
         else:
-            report.mismatched.append((name, tuple(checkpoint.shape(name)), _file_shape(entry, want)))
+            report.mismatched.append((name, tuple(checkpoint.shape(name)), entry.row.file_shape(want)))
     used = {name for _, name in usable} | {name for name, _, _ in report.mismatched}
-    report.unused = sorted(n for n in checkpoint.names if n not in used and not _IGNORED.search(n))
+    report.unused = sorted(n for n in checkpoint.names if n not in used and not is_ignored(n))
     _refuse(report, tolerant)
     for entry, name in usable:
         runtime.assign(entry.variable, _prepared(builder, checkpoint, entry, name))
@@ -185,7 +230,12 @@ def load_weights(builder, checkpoint, *, table=None, tolerant=False, resize=Fals
     return report
 
 
-def _file_index(checkpoint):
+def is_ignored(name):
+    """Whether a file variable is never a weight: optimizer slots, buffers, tied copies."""
+    return bool(_IGNORED.search(name))
+
+
+def name_index(checkpoint):
     """Canonical name -> name in the file: library prefixes are optional, old norm names are understood."""
     return {_canonical(name) if checkpoint.naming == "huggingface" else name: name for name in checkpoint.names}
 
@@ -195,7 +245,13 @@ def _canonical(name):
     return re.sub(r"gamma$", "weight", re.sub(r"beta$", "bias", name))
 
 
-def _lookup(name, index, fallbacks):
+def find_name(name, index, fallbacks):
+    """What a file calls the variable `name`, or None.
+
+    Args:
+        index: the file's `name_index`.
+        fallbacks: other names, as in `Transformer.fallback_names`.
+    """
     candidates = (name, *fallbacks.get(_canonical(name), ()))
     for candidate in candidates:
         found = index.get(candidate) or index.get(_canonical(candidate))
@@ -206,46 +262,32 @@ def _lookup(name, index, fallbacks):
 
 def _loaded_shape(builder, checkpoint, entry, name):
     """The shape that the file's variable has once it is turned and cut for the model."""
-    shape = tuple(checkpoint.shape(name))
-    if len(shape) == 3 and shape[0] == 1:  # OpenAI's kernels are those of convolutions of width 1
-        shape = shape[1:]
-    if entry.part is not None:
-        shape = (*shape[:-1], shape[-1] // entry.part[1])
-    shape = shape[::-1] if entry.transpose else shape
-    if entry.source.rows == "token" and (builder.keep_tokens or builder.compound_tokens):
-        rows = len(builder.keep_tokens) if builder.keep_tokens else shape[0]
-        return (rows + len(builder.compound_tokens or ()), *shape[1:])
-    if entry.source.rows == "column" and (builder.keep_tokens or builder.compound_tokens):
+    shape, rows = entry.row.kernel_shape(checkpoint.shape(name)), entry.row.source.rows
+    if rows == "token" and (builder.keep_tokens or builder.compound_tokens):
+        kept = len(builder.keep_tokens) if builder.keep_tokens else shape[0]
+        return (kept + len(builder.compound_tokens or ()), *shape[1:])
+    if rows == "column" and (builder.keep_tokens or builder.compound_tokens):
         return (*shape[:-1], builder.vocab_size)
-    if entry.source.rows == "position":
+    if rows == "position":
         return (min(shape[0], entry.variable.shape[0]), *shape[1:])
     return shape
 
 
-def _file_shape(entry, shape):
-    shape = shape[::-1] if entry.transpose else shape
-    return shape if entry.part is None else (*shape[:-1], shape[-1] * entry.part[1])
-
-
 def _prepared(builder, checkpoint, entry, name):
-    rows = None
-    if entry.source.rows == "token":
+    rows, kind = None, entry.row.source.rows
+    if kind == "token":
         rows = builder.keep_tokens
-    elif entry.source.rows == "position" and entry.variable.shape[0] < checkpoint.shape(name)[0]:
+    elif kind == "position" and entry.variable.shape[0] < checkpoint.shape(name)[0]:
         rows = range(entry.variable.shape[0])
-    array = checkpoint.read(name, rows=rows)
-    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
-    if entry.part is not None:
-        array = np.split(array, entry.part[1], axis=-1)[entry.part[0]]
-    array = array.T if entry.transpose else array
-    if entry.source.rows == "token":
+    array = entry.row.kernel(checkpoint.read(name, rows=rows))
+    if kind == "token":
         array = compound_rows(array, builder.compound_tokens)
-    if entry.source.rows == "column":
+    if kind == "column":
         kept = array if builder.keep_tokens is None else array[:, builder.keep_tokens]
         array = compound_rows(kept.T, builder.compound_tokens).T
     want = tuple(entry.variable.shape)
     if array.shape != want:
-        array = builder.rescaled(entry.path, resize_array(array, want), array)
+        array = builder.rescaled(entry.row.path, resize_array(array, want), array)
     return array
 
 
@@ -280,22 +322,19 @@ def weight_items(builder, naming, *, table=None, dtype=None):
     dtype = dtype or "float32"
     fused = {}
     for entry in entries(builder, naming, table):
-        owner, name = _owner(entry.layer, entry.path)
+        owner, name = _owner(entry.layer, entry.row.path)
         if getattr(owner, "quantization_mode", None) and name != "bias":
             raise ValueError(
                 f"{owner.path} is quantised to {owner.quantization_mode}: a checkpoint holds float weights. "
                 "Save the Keras model (.keras), or write the checkpoint before quantising."
             )
-        fused.setdefault(entry.name, []).append(entry)
+        fused.setdefault(entry.row.name, []).append(entry)
     for name, parts in fused.items():
-        shape = _file_shape(parts[0], tuple(parts[0].variable.shape))
+        shape = parts[0].row.file_shape(parts[0].variable.shape)
         yield name, shape, dtype, functools.partial(_read_back, parts, dtype)
 
 
 def _read_back(parts, dtype):
     """The array of a file variable, from the variables that are its parts."""
-    arrays = []
-    for entry in sorted(parts, key=lambda entry: entry.part or (0, 1)):
-        array = np.asarray(runtime.to_numpy(getattr(*_owner(entry.layer, entry.path))), dtype=dtype)
-        arrays.append(array.T if entry.transpose else array)
-    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
+    values = ((entry.row, runtime.to_numpy(getattr(*_owner(entry.layer, entry.row.path)))) for entry in parts)
+    return join_parts([(row, np.asarray(value, dtype=dtype)) for row, value in values])
