@@ -147,6 +147,8 @@ class SinusoidalPositionEmbedding(_AbsolutePositions):
 
     def __init__(self, output_dim, *, base=10000, **kwargs):
         super().__init__(**kwargs)
+        if output_dim % 2:
+            raise ValueError(f"sines and cosines come in pairs: output_dim must be even; got {output_dim}")
         self.output_dim, self.base = output_dim, base
 
     def vectors(self, x, ids):

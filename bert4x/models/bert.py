@@ -36,6 +36,8 @@ class BERT(Transformer):
             self.with_mlm = self.application != "encoder"
         if self.application == "unilm" and not self.segment_vocab_size:
             raise ValueError("unilm needs segment ids to tell source from target; got segment_vocab_size=0. Use 2.")
+        if self.hierarchical_position and not self.learned_position:
+            raise ValueError(f"{type(self).__name__} has no position table that hierarchical_position could stretch")
         if self.with_nsp:
             self.with_pool = self.with_pool or True
 

@@ -72,7 +72,6 @@ _T5 = {
     "intermediate_size": 2048,
     "num_attention_heads": 8,
     "dropout_rate": 0.1,
-    "attention_dropout_rate": 0.1,
 }
 _LLAMA = {
     "vocab_size": 32000,
@@ -117,7 +116,7 @@ HUGGINGFACE_DEFAULTS = {
         "feed_forward_proj": "gated-gelu",
     },
     "llama": _LLAMA,
-    "mistral": {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8},
+    "mistral": {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "use_qkv_bias": True},
     "gpt2": {**_GPT, "vocab_size": 50257, "max_position": 1024, "hidden_act": "gelu_new"},
 }
@@ -161,7 +160,7 @@ def rename(options, *, strict=False):
     for key, value in options.items():
         if key in ALIASES:
             continue
-        if strict and renamed.get(key, value) != value:
+        if strict and key in renamed and renamed[key] != value:  # other values may be tensors
             raise ValueError(f"{key} was given twice: {value!r}, and {renamed[key]!r} under its other name")
         renamed[key] = value
     return renamed

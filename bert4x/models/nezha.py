@@ -18,6 +18,11 @@ class NEZHA(BERT):
         super()._complete_options()
         if self.custom_position_ids:
             raise ValueError("nezha takes no custom_position_ids: its positions are offsets between tokens")
+        if self.attention_key_size != self.attention_head_size:
+            raise ValueError(
+                "nezha adds one table of vectors to keys and to values: attention_key_size must equal "
+                f"attention_head_size; got {self.attention_key_size} and {self.attention_head_size}"
+            )
 
     def position_term(self, x, inputs, walk):
         layer = self.layer(

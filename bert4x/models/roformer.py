@@ -44,7 +44,9 @@ class RoFormerV2(RoFormer):
         return DepthScaledNormal(depth=self.num_hidden_layers, vocab_size=self.vocab_size)
 
     def norm(self, x, name, walk):
-        return super().norm(x, name, walk, zero_mean=False, scale=False, offset=False)
+        # No weights; with a condition the constants 1 and 0, to which it adds.
+        scale, offset = (False, False) if walk.condition is None else (1, 0)
+        return super().norm(x, name, walk, zero_mean=False, scale=scale, offset=offset)
 
     def embed(self, inputs, walk):
         x = self.dropout(self.sum_embeddings(inputs), "Embedding-Dropout")
