@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+# Pages of a mapped file count as memory of the process for as long as it is mapped.
+_MAPPED_BYTES = 2**28
 
 
 def open_checkpoint(source):
@@ -78,6 +80,7 @@ class TorchCheckpoint(Checkpoint):
     """
 
     def __init__(self, path):
+        self._mapped, self._touched = zipfile.is_zipfile(path), 0
         state = self._state = _load_torch(path)
         entries = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in state.items()}
         super().__init__(path, entries)
@@ -87,7 +90,11 @@ class TorchCheckpoint(Checkpoint):
         if rows is not None:
             tensor = tensor[_torch().from_numpy(rows)]
         # a copy, because the array would otherwise keep the whole file mapped
-        return np.array(from_torch(tensor))
+        array = np.array(from_torch(tensor))
+        self._touched += tensor.nbytes
+        if self._mapped and self._touched > _MAPPED_BYTES:
+            self._state, self._touched = _load_torch(self.source), 0  # maps it anew, with no page read yet
+        return array
 
     def close(self):
         self._state = {}
@@ -106,8 +113,8 @@ def _load_torch(path):
             "other Python objects, which are never unpickled; save model.state_dict() alone."
         ) from error
     inner = state if isinstance(state, Mapping) else {}
-    if isinstance(inner.get("state_dict"), Mapping):  # training frameworks keep it under this name
-        inner = inner["state_dict"]
+    for key in ("state_dict", "module"):  # training frameworks keep it under one of these
+        inner = inner[key] if isinstance(inner.get(key), Mapping) else inner
     tensors = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds a {type(state).__name__} without tensors, not a state dict")
