@@ -23,7 +23,7 @@ def search_layer(inputs, name, exclude_from=None):
             if node.name == name:
                 return node
             stack.extend(reversed(_children(node)))
-        else:
+        elif not isinstance(node, keras.Operation):  # masks are made by bare operations
             stack.extend(_producers(node))
     return None
 

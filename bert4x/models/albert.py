@@ -77,7 +77,7 @@ class ALBERT(BERT):
             | inside("value", dense(f"{block}/attention_1/self/value"))
             | inside("out", dense(f"{block}/attention_1/output/dense")),
             f"{attention}-Norm": norm(f"{block}/LayerNorm"),
-            feed_forward: inside("inner_0", dense(f"{block}/ffn_1/intermediate/dense"))
+            feed_forward: self.inner_table(f"{block}/ffn_1/intermediate/dense")
             | inside("out", dense(f"{block}/ffn_1/intermediate/output/dense")),
             f"{feed_forward}-Norm": norm(f"{block}/LayerNorm_1"),
         }

@@ -81,7 +81,8 @@ class Transformer(Options):
         return self.layer(name, LayerNormalization, **arguments)([x, walk.condition])
 
     def dense(self, x, name, units, activation="linear", **arguments):
-        """A Dense layer with the model's initialiser."""
+        """A Dense layer with the model's initialiser; of a list of activations (a gated feed-forward's) the first."""
+        activation = activation[0] if isinstance(activation, (list, tuple)) else activation
         arguments = {"kernel_initializer": self.initializer, "use_bias": self.use_bias, **arguments}
         return self.layer(name, keras.layers.Dense, units=units, activation=get_activation(activation), **arguments)(x)
 

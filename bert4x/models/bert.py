@@ -147,6 +147,12 @@ class BERT(Transformer):
             "MLM-Bias": {"beta": Source("cls/predictions/output_bias", rows="token")},
         }
 
+    def inner_table(self, name):
+        """Rows of a feed-forward layer's inner maps: `name`, and name_1 ... where `hidden_act` is a list (gated)."""
+        count = len(self.hidden_act) if isinstance(self.hidden_act, (list, tuple)) else 1
+        names = [f"{name}_{i}" if i else name for i in range(count)]
+        return {path: row for i in range(count) for path, row in inside(f"inner_{i}", dense(names[i])).items()}
+
     def block_table(self, index, block):
         """The weight table's rows of block `index`, whose names in the file start with `block`."""
         attention, feed_forward = self.part(index, "MultiHeadSelfAttention"), self.part(index, "FeedForward")
@@ -156,7 +162,7 @@ class BERT(Transformer):
             | inside("value", dense(f"{block}/attention/self/value"))
             | inside("out", dense(f"{block}/attention/output/dense")),
             f"{attention}-Norm": norm(f"{block}/attention/output/LayerNorm"),
-            feed_forward: inside("inner_0", dense(f"{block}/intermediate/dense"))
+            feed_forward: self.inner_table(f"{block}/intermediate/dense")
             | inside("out", dense(f"{block}/output/dense")),
             f"{feed_forward}-Norm": norm(f"{block}/output/LayerNorm"),
         }

@@ -268,3 +268,16 @@ def test_what_a_token_may_see(family, application):
         if application == "unilm":
             sees = reference.unilm(segments)[0]
         np.testing.assert_array_equal(moved, sees[:, j])
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "roformer_v2"])
+def test_gated_feed_forward(family, tmp_path):
+    """`hidden_act` as a list: every inner map is written and read, in both namings; heads use the first."""
+    options = {"hidden_act": ["gelu_tanh", "linear"], "with_mlm": True, "embedding_size": 8}
+    builder = build(family, **options)
+    wanted = run(builder)[0]
+    models.save_pretrained(builder, None, tmp_path)
+    again = models.build_transformer_model(tmp_path, model=family, with_mlm=True)
+    assert again.builder.load_report.initialized == []
+    np.testing.assert_array_equal(run(again)[0], wanted)
+    np.testing.assert_array_equal(run(build(family, checkpoint=checkpoint_of(builder), **options))[0], wanted)
