@@ -1,6 +1,6 @@
 """Sentiment of Chinese reviews: positive or negative? Fine-tunes a BERT, or trains a small one from scratch.
 
-Data:    --data FOLDER with sentiment.{train,valid,test}.*, or --data FILE; lines are `text<TAB>label`, 1 for positive.
+Data:    --data FOLDER (files *train.*, *valid.* or *dev.*, *test.*) or FILE; lines are `text<TAB>label`, 1 for positive.
          Without it: 21,105 reviews of books, hotels and more in ../shared/data/sentiment beside the repository, else
          222 short ones that were written for this repository, datasets/sentiment_sample.tsv.
 Command: python examples/task_sentiment.py --checkpoint FOLDER_OF_A_CHINESE_BERT   (config, weights, vocab.txt)
@@ -20,6 +20,7 @@ import argparse
 import collections
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -29,15 +30,7 @@ import numpy as np
 from bert4x.backend import keras, piecewise_linear
 from bert4x.layers import FirstToken
 from bert4x.models import build_transformer_model
-from bert4x.snippets import (
-    BestWeights,
-    DataGenerator,
-    LearningRateLogger,
-    Resume,
-    open,
-    sequence_padding,
-    set_seed,
-)
+from bert4x.snippets import BestWeights, DataGenerator, LearningRateLogger, Resume, open, sequence_padding, set_seed
 from bert4x.tokenizers import Tokenizer, save_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
@@ -84,7 +77,9 @@ def read_records(path):
 def read_splits(path):
     """Records for training, validation and test; a single file is cut 6 : 2 : 2."""
     if path.is_dir():
-        return [read_records(next(path.glob(f"sentiment.{split}.*"))) for split in ("train", "valid", "test")]
+        names = ("train", "valid|dev", "test")
+        files = [[p for p in path.iterdir() if re.search(rf"\b({name})\.", p.name)] for name in names]
+        return [read_records(found[0]) for found in files]
     records = read_records(path)
     first, second = len(records) * 6 // 10, len(records) * 8 // 10
     return [records[:first], records[first:second], records[second:]]
@@ -141,6 +136,9 @@ class WarmUpAndDecay(keras.optimizers.schedules.LearningRateSchedule):
 optimizer = keras.optimizers.Adam(WarmUpAndDecay(learning_rate, steps * args.epochs), global_clipnorm=1.0)
 model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
 
+inputs, labels = collate(test)
+print(f"Accuracy on the test before training: {model.evaluate(inputs, labels, batch_size=128, verbose=0)[1]:.3f}")
+
 # ---- 4. Training ----------------------------------------------------------------------------------------------------
 
 if not args.resume:
@@ -176,7 +174,6 @@ def write_submission(records, probabilities, path):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-inputs, labels = collate(test)
 probabilities = model.predict(inputs, batch_size=128, verbose=0)
 write_submission(test, probabilities, output / "test_predictions.jsonl")
 right, bayes = probabilities.argmax(-1) == labels, naive_bayes()
