@@ -90,7 +90,7 @@ class Options:
             return [cls.resolve_activation(name, flavour) for name in activation]
         if activation == "gelu":
             return f"gelu_{get_gelu()}" if get_gelu() else cls.gelu[flavour]
-        return activation
+        return "gelu_tanh" if activation in ("gelu_new", "gelu_pytorch_tanh") else activation
 
     @classmethod
     def recognise(cls, options, checkpoint):
@@ -126,3 +126,10 @@ class Options:
         for name in ("dropout_rate", "attention_dropout_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
+
+    def refuse(self, *names, why):
+        """Raise ValueError if one of these options, which the family cannot have, is set."""
+        for name in names:
+            value = getattr(self, name)
+            if value and not (name == "embedding_size" and value == self.hidden_size):
+                raise ValueError(f"{name} is not available for {type(self).__name__}: {why}; got {value!r}")

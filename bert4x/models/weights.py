@@ -68,6 +68,7 @@ _IGNORED = re.compile(
     r"(adam_[mv]|/adafactor_(m|vr?|vc)|/Adam(_1)?|_slot_\w+|/lamb_[mv]|AdamWeightDecayOptimizer(_\d)?)$"
     r"|global_step|_power$|CHECKPOINTABLE_OBJECT_GRAPH|save_counter|position_ids$|embed_positions"
     r"|relative_positions_encoding|rotary_emb\.inv_freq|predictions\.decoder\.|lm_head\.weight$|\.attn\.(masked_)?bias$"
+    r"|embed_tokens\.weight$|EncDecAttention\.relative_attention_bias"
 )
 _LIBRARY_PREFIX = re.compile(r"^(bert|albert|electra|nezha|roformer|transformer|model)\.")
 
@@ -235,6 +236,19 @@ def is_ignored(name):
     return bool(_IGNORED.search(name))
 
 
+def has_own_head(checkpoint, tables):
+    """Whether lm_head.weight is there and no copy of the token table; `tables`: names that this may have.
+
+    What `tie_word_embeddings` says in files is unreliable, so the first rows are compared.
+    """
+    index = name_index(checkpoint)
+    table = next((index[name] for name in map(_canonical, tables) if name in index), None)
+    if table is None or "lm_head.weight" not in checkpoint.names:
+        return False
+    rows = range(min(8, checkpoint.shape(table)[0], checkpoint.shape("lm_head.weight")[0]))
+    return not np.array_equal(checkpoint.read("lm_head.weight", rows=rows), checkpoint.read(table, rows=rows))
+
+
 def name_index(checkpoint):
     """Canonical name -> name in the file: library prefixes are optional, old norm names are understood."""
     return {_canonical(name) if checkpoint.naming == "huggingface" else name: name for name in checkpoint.names}
@@ -275,7 +289,7 @@ def _loaded_shape(builder, checkpoint, entry, name):
 
 def _prepared(builder, checkpoint, entry, name):
     rows, kind = None, entry.row.source.rows
-    if kind == "token":
+    if kind == "token" or (kind == "column" and entry.row.transpose):
         rows = builder.keep_tokens
     elif kind == "position" and entry.variable.shape[0] < checkpoint.shape(name)[0]:
         rows = range(entry.variable.shape[0])
@@ -283,7 +297,7 @@ def _prepared(builder, checkpoint, entry, name):
     if kind == "token":
         array = compound_rows(array, builder.compound_tokens)
     if kind == "column":
-        kept = array if builder.keep_tokens is None else array[:, builder.keep_tokens]
+        kept = array if rows is not None or builder.keep_tokens is None else array[:, builder.keep_tokens]
         array = compound_rows(kept.T, builder.compound_tokens).T
     want = tuple(entry.variable.shape)
     if array.shape != want:
