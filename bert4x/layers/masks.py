@@ -26,14 +26,25 @@ class _MaskLayer(Layer):
 
 @register
 class CausalMask(_MaskLayer):
-    """Each position sees itself and what stands before it: j <= i.
+    """Each position sees itself and what stands before it: j <= i, and with a window j > i - window.
 
+    Args:
+        window: number of positions seen, at least 1; None: all (arXiv:2004.05150).
     Shapes: any [B, T, ...] -> bool [1, T, T].
     """
 
+    def __init__(self, *, window=None, **kwargs):
+        super().__init__(**kwargs)
+        self.window = window
+
     def call(self, inputs):
         position = ops.arange(ops.shape(inputs)[1])
-        return (position[None, :] <= position[:, None])[None]
+        distance = position[:, None] - position[None, :]
+        seen = distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+        return seen[None]
+
+    def get_config(self):
+        return {**super().get_config(), "window": self.window}
 
     def _batch(self, input_shape):
         return 1
