@@ -1,7 +1,8 @@
 """GPT2, in the layouts of HuggingFace, OpenAI and Google."""
 
 from bert4x.models.blocks import pre_norm
-from bert4x.models.gpt import GPT, GPT_RULES
+from bert4x.models.checkpoint import CheckpointError
+from bert4x.models.gpt import GPT, GPT_RULES, without_segments
 from bert4x.models.weights import Source, inside, norm
 
 
@@ -9,7 +10,9 @@ class GPT2(GPT):
     """GPT with the norms before the sublayers and one at the end ("Language Models are Unsupervised...", 2019)."""
 
     model_type = "gpt2"
+    applications = ("encoder", "lm")
     options = {"mask_zero": False}
+    gelu = {"google": "gelu_tanh", "huggingface": "gelu_erf"}  # transformers calls the tanh form gelu_new
     pretrained_keys = {**GPT.pretrained_keys, "hidden_act": "activation_function"}
     residual = staticmethod(pre_norm)
     huggingface_rules = (
@@ -24,10 +27,14 @@ class GPT2(GPT):
 
     @classmethod
     def adapt(cls, options, flavour):
-        return super().adapt({**options, "segment_vocab_size": 0}, flavour)  # whatever a BERT-style file says
+        if options.get("scale_attn_by_inverse_layer_idx") or not options.get("scale_attn_weights", True):
+            raise CheckpointError("scores must be divided by sqrt(K); the configuration's scale_attn_* say otherwise")
+        return super().adapt(without_segments(options), flavour)
 
-    def pretrained_extras(self):
-        return {}
+    def _complete_options(self):
+        super()._complete_options()
+        if not self.shared_segment_embeddings:
+            self.refuse("segment_vocab_size", why="it has no table of segments, only shared_segment_embeddings")
 
     def head(self, x, walk):
         return super().head(self.norm(x, "Output-Norm", walk), walk)

@@ -1,6 +1,6 @@
 """GPT2-ML: a decoder of Grover's shape, neither GPT nor GPT2."""
 
-from bert4x.models.gpt import GPT
+from bert4x.models.gpt import GPT, without_segments
 from bert4x.models.weights import Source, dense, inside, norm
 
 
@@ -10,6 +10,7 @@ class GPT2_ML(GPT):  # noqa: N801  the name its users know
     Block: x = x + Att(x);  y = Norm0(x);  x = Norm1(x + FFN(y)).
     """
 
+    applications = ("encoder", "lm")
     model_type = "gpt2_ml"  # ours alone: transformers has no such family
     gelu = {"google": "gelu_erf", "huggingface": "gelu_erf"}
     huggingface_transposes = True
@@ -17,7 +18,11 @@ class GPT2_ML(GPT):  # noqa: N801  the name its users know
 
     @classmethod
     def adapt(cls, options, flavour):
-        return super().adapt({**options, "segment_vocab_size": 0}, flavour)  # whatever a BERT-style file says
+        return super().adapt({"mask_zero": True, **without_segments(options)}, flavour)
+
+    def _complete_options(self):
+        super()._complete_options()
+        self.refuse("segment_vocab_size", "shared_segment_embeddings", why="it has no segments")
 
     def embed(self, inputs, walk):
         x = self.norm(self.sum_embeddings(inputs), "Embedding-Norm", walk)

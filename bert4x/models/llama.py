@@ -1,10 +1,11 @@
 """Decoders of LLaMA's shape: LLaMA, Mistral, Qwen2."""
 
-from bert4x.layers import SinusoidalPositionEmbedding
+from bert4x.layers import CausalMask, SinusoidalPositionEmbedding
 from bert4x.models.applications import LanguageModel
 from bert4x.models.base import Transformer
 from bert4x.models.blocks import pre_norm
-from bert4x.models.weights import Source, dense, inside
+from bert4x.models.checkpoint import CheckpointError
+from bert4x.models.weights import Source, dense, has_own_head, inside
 
 
 class LLaMA(LanguageModel, Transformer):
@@ -15,8 +16,13 @@ class LLaMA(LanguageModel, Transformer):
     Args (besides those of `Transformer`):
         num_key_value_heads: heads of keys and values; num_attention_heads if absent (arXiv:2305.13245).
         use_qkv_bias: biases of query, key and value (Qwen2).
+        use_out_bias: a bias of the attention's output too (LLaMA files with attention_bias).
         rope_theta: base of the rotary positions.
-        tie_word_embeddings: the output head is the token table.
+        sliding_window: each token sees itself and the sliding_window - 1 before it (Mistral); None: all.
+        tie_word_embeddings: the output head is the token table. Weights that have a head of their own decide otherwise.
+        attention_mask: "keys" (an input [B, T]) serves padding on the left: only differences of positions count here.
+    Masks: id 0 is an ordinary token (mask_zero=False); the mask is causal, so padding on the right changes no real
+        position.
     """
 
     model_type = "llama"
@@ -27,10 +33,18 @@ class LLaMA(LanguageModel, Transformer):
         "mask_zero": False,
         "num_key_value_heads": None,
         "use_qkv_bias": False,
+        "use_out_bias": False,
         "rope_theta": 10000.0,
+        "sliding_window": None,
         "tie_word_embeddings": False,
     }
-    pretrained_keys = {"layer_norm_eps": "rms_norm_eps", "embedding_size": None, "dropout_rate": None}
+    pretrained_keys = {
+        "layer_norm_eps": "rms_norm_eps",
+        "attention_head_size": "head_dim",
+        "attention_dropout_rate": "attention_dropout",
+        "embedding_size": None,
+        "dropout_rate": None,
+    }
     use_bias = False
     attention_position = "rotary_half"
     residual = staticmethod(pre_norm)
@@ -40,16 +54,44 @@ class LLaMA(LanguageModel, Transformer):
         rope = options.get("rope_parameters") or options.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"rope_type must be 'default'; got {kind!r} in the configuration, whose positions we lack")
-        if options.get("use_sliding_window") or options.get("mlp_bias"):
-            raise ValueError("use_sliding_window and mlp_bias must be false; the configuration sets one of them")
-        options = {"rope_theta": rope.get("rope_theta"), "use_qkv_bias": options.get("attention_bias"), **options}
+            raise CheckpointError(f"rope_type must be 'default'; got {kind!r}, positions that we lack")
+        if options.get("mlp_bias"):
+            raise CheckpointError("mlp_bias must be false; the configuration sets it")
+        biases = {"use_qkv_bias": options.get("attention_bias"), "use_out_bias": options.get("attention_bias")}
+        options = {"rope_theta": rope.get("rope_theta"), **biases, **options, "sliding_window": cls._window(options)}
         return super().adapt(options, flavour)
 
+    @staticmethod
+    def _window(options):
+        """The sliding window of a configuration, which Qwen2's files name even where it is off."""
+        if options.get("model_type") == "qwen2":
+            if not options.get("use_sliding_window"):
+                return None
+            if options.get("max_window_layers", 28):
+                raise CheckpointError("max_window_layers must be 0: all blocks have the sliding window here, or none")
+        return options.get("sliding_window")
+
+    @classmethod
+    def recognise(cls, options, checkpoint):
+        if options.get("tie_word_embeddings") and has_own_head(checkpoint, ["model.embed_tokens.weight"]):
+            return {**options, "tie_word_embeddings": False}
+        return options
+
     def _complete_options(self):
+        self.refuse("embedding_size", why="the token table has width hidden_size")
         super()._complete_options()
         if not isinstance(self.hidden_act, list):
             self.hidden_act = [self.hidden_act, "linear"]
+        if self.use_out_bias and not self.use_qkv_bias:
+            raise ValueError("use_out_bias needs use_qkv_bias: the biases are those of all four projections")
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                "num_attention_heads must be a multiple of num_key_value_heads; got "
+                f"{self.num_attention_heads} and {self.num_key_value_heads}"
+            )
+
+    def application_mask(self, inputs, walk):
+        return self.layer("Attention-LM-Mask", CausalMask, window=self.sliding_window)(inputs["token"])
 
     def norm(self, x, name, walk):
         return super().norm(x, name, walk, zero_mean=False, offset=False)
@@ -58,7 +100,7 @@ class LLaMA(LanguageModel, Transformer):
         return {
             **super().attention_options(),
             "key_value_heads": self.num_key_value_heads,
-            "use_bias": "qkv" if self.use_qkv_bias else False,
+            "use_bias": self.use_out_bias or ("qkv" if self.use_qkv_bias else False),
         }
 
     def get_inputs(self):
@@ -87,13 +129,32 @@ class LLaMA(LanguageModel, Transformer):
         return self.dense(x, "LM-Head", self.vocab_size)
 
     def pretrained_extras(self):
-        kind = "qwen2" if self.use_qkv_bias else "llama"
-        names = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
+        activation, theta = self.hidden_act[0], self.rope_theta
+        names = {"gelu_tanh": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
         return {
-            "model_type": kind,
-            **{name: getattr(self, name) for name in names if getattr(self, name) is not None},
-            "hidden_act": self.hidden_act[0],
+            **self._pretrained_kind(),
+            "hidden_act": names.get(activation, activation),
+            "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
+            "rope_theta": theta,  # transformers before version 5 reads this one
+            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+            "tie_word_embeddings": self.tie_word_embeddings,
         }
+
+    def _pretrained_kind(self):
+        """The architecture of transformers that has this model's biases and window."""
+        window = self.sliding_window
+        if self.use_out_bias and window:
+            raise ValueError("transformers has no architecture with use_out_bias and sliding_window: use model.save")
+        if self.use_qkv_bias and not self.use_out_bias:
+            return {
+                "model_type": "qwen2",
+                "use_sliding_window": bool(window),
+                "sliding_window": window,
+                "max_window_layers": 0 if window else self.num_hidden_layers,
+            }
+        if window:
+            return {"model_type": "mistral", "sliding_window": window}
+        return {"model_type": "llama", "attention_bias": self.use_out_bias}
 
     def weight_table(self):
         table = {
@@ -109,7 +170,8 @@ class LLaMA(LanguageModel, Transformer):
         """The weight table's rows of block `index`, whose names in the file start with `block`."""
         attention, feed_forward = self.part(index, "MultiHeadSelfAttention"), self.part(index, "FeedForward")
         parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-        rows = {"out/kernel": f"{block}/self_attn/o_proj/kernel"}
+        out = dense(f"{block}/self_attn/o_proj")
+        rows = inside("out", out if self.use_out_bias else {"kernel": out["kernel"]})
         for part, name in parts.items():
             row = dense(f"{block}/self_attn/{name}")
             rows |= inside(part, row if self.use_qkv_bias else {"kernel": row["kernel"]})

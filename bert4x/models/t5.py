@@ -2,15 +2,18 @@
 
 import re
 
-import numpy as np
-
 from bert4x.backend import keras
 from bert4x.layers import CausalMask, MultiHeadAttention, RelativePositionEmbeddingT5, ScaleOffset
 from bert4x.models.base import Transformer
 from bert4x.models.blocks import Pass, pre_norm
-from bert4x.models.weights import Source, inside
+from bert4x.models.weights import Source, has_own_head, inside
 
 VERSIONS = ("t5.1.0", "t5.1.1", "mt5.1.1")
+# Our activation -> its name in HuggingFace's feed_forward_proj, without and with a gate.
+_ACTIVATIONS = {
+    False: {"gelu_erf": "gelu", "gelu_tanh": "gelu_new"},
+    True: {"gelu_erf": "gelu_python", "gelu_tanh": "gelu"},
+}
 
 
 class T5Base(Transformer):
@@ -67,8 +70,11 @@ class T5Base(Transformer):
         projection = options.get("feed_forward_proj")
         if projection is not None:
             gated, _, name = projection.rpartition("-")
-            scaled = options.get("model_type") != "mt5"
+            name = {theirs: ours for ours, theirs in _ACTIVATIONS[bool(gated)].items()}.get(name, name)
+            scaled = options.get("model_type") != "mt5" and options.get("tie_word_embeddings") is not False
             options = {"hidden_act": [name, "linear"] if gated else name, "scale_decoder_outputs": scaled, **options}
+        if flavour == "huggingface":  # one rate for all dropouts
+            options = {"attention_dropout_rate": options.get("dropout_rate"), **options}
         return super().adapt(options, flavour)
 
     @classmethod
@@ -84,6 +90,8 @@ class T5Base(Transformer):
         return {**options, "version": found if given is None or checkpoint.naming == "google" else given}
 
     def _complete_options(self):
+        self.refuse("embedding_size", why="the token table has width hidden_size")
+        self.refuse("attention_mask", why="padding is id 0, or what context_mask says")
         super()._complete_options()
         if self.version is None:
             self.version = "t5.1.1" if isinstance(self.hidden_act, list) else "t5.1.0"
@@ -92,7 +100,8 @@ class T5Base(Transformer):
 
     def pretrained_extras(self):
         gated = isinstance(self.hidden_act, list)
-        name = (self.hidden_act[0] if gated else self.hidden_act).replace("gelu_tanh", "gelu")
+        name = self.hidden_act[0] if gated else self.hidden_act
+        name = _ACTIVATIONS[gated].get(name, name)
         return {
             "model_type": "mt5" if self.version == "mt5.1.1" else "t5",
             "feed_forward_proj": f"gated-{name}" if gated else name,
@@ -182,12 +191,22 @@ class T5Decoder(T5Base):
 
     Args (besides those of `T5Base`):
         with_lm: True (softmax), an activation's name, or False for the hidden states.
-        context_mask: a third input bool [B, S] says which encoder states are padding. The mask that an encoder's output
-            carries is honoured anyway; an array carries none.
+        context_mask: a third input bool [B, S] says which encoder states are not padding. The mask that an encoder's
+            output carries is honoured anyway; an array carries none.
+        num_decoder_layers: number of blocks; num_hidden_layers if absent.
     """
 
-    options = {"with_lm": True, "context_mask": False}
+    options = {"with_lm": True, "context_mask": False, "num_decoder_layers": None}
     stack = "Decoder"
+
+    @property
+    def num_blocks(self):
+        return self.num_decoder_layers or self.num_hidden_layers
+
+    def build(self, *, deferred=False):
+        super().build(deferred=deferred)
+        self.model.supports_masking = True  # else Keras warns that the mask of the encoder's output is lost; it is not
+        return self.model
 
     def get_inputs(self):
         inputs = {
@@ -207,7 +226,7 @@ class T5Decoder(T5Base):
 
     def forward(self, inputs, walk):
         walk.context = inputs["context"]
-        walk.context_masks = [inputs["context_mask"]] if self.context_mask else []
+        walk.context_masks = [inputs["context_mask"]] if "context_mask" in inputs else []
         return super().forward(inputs, walk)
 
     def sublayers(self):
@@ -247,35 +266,34 @@ class T5Decoder(T5Base):
 class T5(T5Decoder):
     """Encoder and decoder in one model: [encoder ids [B, S], decoder ids [B, T]] -> [B, T, V].
 
+    context_mask and output_hidden_states concern the decoder; the latter's states follow the probabilities.
+
     Attributes: encoder, decoder: builders of the two parts, which share all layers with this model.
     """
-
-    options = {"num_decoder_layers": None}
 
     def build(self, *, deferred=False):
         if self.model is not None:
             return self.model
-        self.encoder = self._stack(T5Encoder)
+        self.encoder = self._stack(T5Encoder, layers=self.layers)
         self.encoder.build(deferred=deferred)
         self.decoder = self._stack(T5Decoder, layers=self.encoder.layers)
         self.decoder.build(deferred=deferred)
         self.layers = self.decoder.layers
-        token = self.decoder.inputs[1]
-        self.inputs = [*self.encoder.inputs, token]
-        walk = Pass(condition=self.layer_norm_cond)
-        self.outputs = self.decoder.forward({"context": self.encoder.outputs[0], "token": token}, walk)
-        self.model = keras.Model(self.inputs, self.outputs[0], name=self.name)
+        source, token = self.encoder.inputs[0], self.decoder.inputs[1]
+        self.inputs = [source, token, *self._additional_inputs()]
+        roles = {"context": self.encoder.outputs[0], "token": token}
+        self.outputs = self.decoder.forward(roles, Pass(condition=self.layer_norm_cond))
+        outputs = self.outputs[0] if len(self.outputs) == 1 else self.outputs
+        self.model = keras.Model(self.inputs, outputs, name=self.name)
         self.model.builder = self
         return self.model
 
     def _stack(self, family, **options):
         """One of the two parts, not built yet."""
         known = family.known_options().keys() | set(family.required)
-        known -= {"name", "layers", "keep_tokens", "compound_tokens", "context_mask"}
+        known -= {"name", "layers", "keep_tokens", "compound_tokens"}
         options |= {name: getattr(self, name) for name in known}
         options["name"] = f"{self.name}_{family.stack}" if self.name else None
-        if family is T5Decoder:
-            options["num_hidden_layers"] = self.num_decoder_layers or self.num_hidden_layers
         return family(**options)
 
     def weight_table(self):
@@ -289,15 +307,8 @@ def recognise_version(checkpoint):
         return "mt5.1.1"
     if not any(name.startswith("decoder") for name in names):
         return "t5.1.1" if any(re.search(r"\bwi_0\b", name) for name in names) else "t5.1.0"
-    return "t5.1.1" if "decoder/logits/kernel" in names or _has_own_head(checkpoint) else "t5.1.0"
-
-
-def _has_own_head(checkpoint):
-    """Whether lm_head.weight is there and no copy of the token table; `tie_word_embeddings` in files is unreliable."""
-    if "lm_head.weight" not in checkpoint.names:
-        return False
-    rows = range(min(8, checkpoint.shape("lm_head.weight")[0]))
-    return not np.array_equal(checkpoint.read("lm_head.weight", rows=rows), checkpoint.read("shared.weight", rows=rows))
+    tables = [name for names in T5Base.fallback_names.items() for name in (names[0], *names[1])]
+    return "t5.1.1" if "decoder/logits/kernel" in names or has_own_head(checkpoint, tables) else "t5.1.0"
 
 
 def variants(family, suffix):
