@@ -1,6 +1,6 @@
 """Sentiment of Chinese reviews: positive or negative? Fine-tunes a BERT, or trains a small one from scratch.
 
-Data:    --data FOLDER (files *train.*, *valid.* or *dev.*, *test.*) or FILE; lines are `text<TAB>label`, 1 for positive.
+Data:    --data FOLDER (*train.*, *valid.* or *dev.*, *test.*) or FILE; lines are `text<TAB>label`, 1 for positive.
          Without it: 21,105 reviews of books, hotels and more in ../shared/data/sentiment beside the repository, else
          222 short ones that were written for this repository, datasets/sentiment_sample.tsv.
 Command: python examples/task_sentiment.py --checkpoint FOLDER_OF_A_CHINESE_BERT   (config, weights, vocab.txt)
