@@ -277,6 +277,10 @@ def find_name(name, index, fallbacks):
 def _loaded_shape(builder, checkpoint, entry, name):
     """The shape that the file's variable has once it is turned and cut for the model."""
     shape, rows = entry.row.kernel_shape(checkpoint.shape(name)), entry.row.source.rows
+    if rows in ("token", "column") and builder.keep_tokens:
+        last, ids = shape[0 if rows == "token" else -1] - 1, builder.keep_tokens
+        if not 0 <= min(ids) <= max(ids) <= last:
+            raise ValueError(f"keep_tokens must be ids of the file, 0 to {last}; got ids {min(ids)} to {max(ids)}")
     if rows == "token" and (builder.keep_tokens or builder.compound_tokens):
         kept = len(builder.keep_tokens) if builder.keep_tokens else shape[0]
         return (kept + len(builder.compound_tokens or ()), *shape[1:])
