@@ -1,0 +1,33 @@
+"""The form that all example scripts share."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+SECTIONS = ["Settings", "Data", "Model", "Training", "Evaluation"]
+README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_script_has_the_common_form(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200
+    assert re.findall(r"^# ---- (\d)\. (\w+)", text, re.M) == [(str(i), name) for i, name in enumerate(SECTIONS, 1)]
+    head = text.split('"""')[1]
+    assert re.search(r"^Command: +python examples/" + path.name, head, re.M)
+    assert re.search(r"^Score: ", head, re.M) and re.search(r"^Time: ", head, re.M)
+    assert text.count("ArgumentParser(") == 1
+    assert all(f'"{flag}"' in text for flag in ("--config", "--checkpoint", "--vocab"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_readme_has_the_script(path):
+    assert f"({path.name})" in README and f"python examples/{path.name}" in README
+
+
+def test_readme_names_only_scripts_that_exist():
+    named = set(re.findall(r"examples/(\w+\.py)", README)) | set(re.findall(r"\((\w+\.py)\)", README))
+    assert named == {path.name for path in SCRIPTS}
