@@ -1,0 +1,1 @@
+"""Tests of scripts/convert_checkpoints, each on tiny files in the format of its source."""
