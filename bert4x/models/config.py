@@ -147,6 +147,8 @@ def read_config(source):
             raise CheckpointError(
                 f"position_embedding_type must be 'absolute'; got {options['position_embedding_type']!r} in the config"
             )
+        if options.get("rotary_value"):
+            raise CheckpointError("rotary_value must be false: rotating values is not supported; the config says true")
     return {key: value for key, value in options.items() if value is not None}, model, flavour, directory
 
 

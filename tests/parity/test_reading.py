@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bert4x.models import build_transformer_model
+from bert4x.models import CheckpointError, build_transformer_model
 from tests.parity.theirs import (
     MODELS,
     NARROW,
@@ -104,6 +104,15 @@ def test_the_comparison_can_fail(tmp_path, tolerance):
         with pytest.raises(AssertionError, match="hidden state [13]"):
             assert_close(run_ours(tmp_path, (), batch), wanted, batch[2], tolerance)
         parameter.data = original
+
+
+def test_rotated_values_are_refused(tmp_path):
+    """RoFormer with rotary_value is another arithmetic, which no weight would tell."""
+    theirs = make_theirs("roformer")
+    theirs.config.rotary_value = True
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="rotary_value"):
+        build_transformer_model(tmp_path)
 
 
 def test_rows_cover_what_differs():
