@@ -15,7 +15,7 @@ from views import View
 
 from bert4x.models.checkpoint import open_checkpoint
 
-TABLES = ("tokens_embed.weight", "gpt/embeddings/word_embeddings")
+TABLES = ("tokens_embed.weight", "lm_head.weight", "gpt/embeddings/word_embeddings")
 
 
 def exchanged(array):

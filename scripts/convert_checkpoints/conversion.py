@@ -103,7 +103,7 @@ def convert(source, config, arguments, *, model=None, companions=None, **options
     with aside(output.parent) as folder:
         folder = Path(folder) / output.name
         folder.mkdir()
-        write_config(folder, arguments.to, config, builder, settings)
+        write_config(folder, arguments.to, dtype, config, builder, settings)
         copy_companions(folder_of(arguments.source), folder, companions or {})
         write(folder, arguments, items)
         if arguments.check:
@@ -114,13 +114,14 @@ def convert(source, config, arguments, *, model=None, companions=None, **options
     print(f"{output}: {len(items)} variables, {count:,} parameters{checked}; build it with model={model!r}")
 
 
-def write_config(folder, naming, config, builder, settings):
+def write_config(folder, naming, dtype, config, builder, settings):
     """Write config.json in the target's style; a source of the same style keeps all its keys."""
     if naming == "huggingface" and not _is_huggingface(config):
         config = pretrained_config(builder)
     elif naming == "google" and _is_huggingface(config):
         config = google_config(builder, settings)
-    text = json.dumps(config, ensure_ascii=False, indent=2)
+    stated = {} if dtype == "same" else dict.fromkeys(config.keys() & {"dtype", "torch_dtype"}, dtype)
+    text = json.dumps(config | stated, ensure_ascii=False, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""HuggingFace <-> Google: every family of the specification there and back, and directories that transformers writes."""
+"""HuggingFace <-> Google: every family of the specification there and back, and files of transformers."""
 
 import numpy as np
 import pytest
