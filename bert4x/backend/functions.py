@@ -69,7 +69,10 @@ def get_activation(name):
         return _GELU[_gelu_version or "erf"]
     if isinstance(name, str) and name in _ACTIVATIONS:
         return _ACTIVATIONS[name]
-    return keras.activations.get(name)
+    try:
+        return keras.activations.get(name)
+    except ValueError as error:
+        raise ValueError(f"unknown activation {name!r}; ours are gelu, {', '.join(_ACTIVATIONS)}, and Keras' own") from error
 
 
 def sinusoidal_embeddings(pos, dim, base=10000):

@@ -132,6 +132,9 @@ def attention_normalize(a, mask=None, axis=-1, method="softmax", bias=None):
 
 
 def _masked_softmax(scores, allowed, axis):
+    if scores.shape[axis] == 1:  # Keras warns of a softmax over one entry, which a sequence of one token has
+        weights = ops.ones_like(scores)
+        return weights if allowed is None else ops.where(allowed, weights, 0.0)
     if allowed is None:
         return ops.softmax(scores, axis=axis)
     weights = ops.softmax(ops.where(allowed, scores, masked_logit("float32")), axis=axis)

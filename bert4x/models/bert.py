@@ -1,8 +1,11 @@
 """BERT, and what its relatives share with it: inputs, embeddings, pooler, NSP and MLM heads."""
 
+import warnings
+
 from bert4x.layers import Embedding, FirstToken, PositionEmbedding, ScaleOffset
 from bert4x.models.base import Transformer
-from bert4x.models.weights import Source, dense, inside, norm
+from bert4x.models.checkpoint import CheckpointError
+from bert4x.models.weights import Source, dense, has_own_head, inside, norm
 
 
 class BERT(Transformer):
@@ -29,6 +32,27 @@ class BERT(Transformer):
         "cls.predictions.bias": ("cls.predictions.decoder.bias",),
         "embeddings.word_embeddings.weight": ("cls.predictions.decoder.weight",),
     }
+
+    @classmethod
+    def adapt(cls, options, flavour):
+        if options.get("is_decoder") and cls.application == "encoder":
+            warnings.warn(
+                "the configuration says is_decoder: each token saw only those before it in training. This model lets it "
+                "see all; pass application='lm' for the causal mask.",
+                stacklevel=3,
+            )
+        return super().adapt(options, flavour)
+
+    @classmethod
+    def recognise(cls, options, checkpoint):
+        for table, (head, *_) in cls.fallback_names.items():
+            wanted = options.get("with_mlm") or cls.application != "encoder"
+            if wanted and table.endswith("embeddings.weight") and has_own_head(checkpoint, [table], head):
+                raise CheckpointError(
+                    f"{checkpoint.source} has an output head ({head}) that differs from the token table; "
+                    f"{cls.__name__} ties the two. Build the model without with_mlm."
+                )
+        return options
 
     def _complete_options(self):
         super()._complete_options()
@@ -111,11 +135,16 @@ class BERT(Transformer):
 
     def mlm(self, x, walk):
         """Token probabilities (or what with_mlm names) from the tied table, [B, T, V]."""
-        x = self.dense(x, "MLM-Dense", self.embedding_size, self.hidden_act)
+        x = self.dense(x, "MLM-Dense", self.embedding_size, self.mlm_act)
         x = self.norm(x, "MLM-Norm", walk)
         x = self.token_embedding(x, mode="dense")
         x = self.layer("MLM-Bias", ScaleOffset, scale=False)(x)
         return self.activation(x, "MLM-Activation", self.head_activation(self.with_mlm, "softmax"))
+
+    @property
+    def mlm_act(self):
+        """Activation of the MLM head's transform."""
+        return self.hidden_act
 
     @staticmethod
     def head_activation(option, default):

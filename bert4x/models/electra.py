@@ -40,6 +40,10 @@ class ELECTRA(BERT):
             outputs.append(self.discriminate(x))
         return outputs or [x]
 
+    @property
+    def mlm_act(self):
+        return self.gelu["google"]  # the generator's, whatever hidden_act says
+
     def pool(self, x):
         return self.layer("Pooler", FirstToken)(x)
 

@@ -236,17 +236,17 @@ def is_ignored(name):
     return bool(_IGNORED.search(name))
 
 
-def has_own_head(checkpoint, tables):
-    """Whether lm_head.weight is there and no copy of the token table; `tables`: names that this may have.
+def has_own_head(checkpoint, tables, head="lm_head.weight"):
+    """Whether the weight `head` is there and no copy of the token table; `tables`: names that this may have.
 
     What `tie_word_embeddings` says in files is unreliable, so the first rows are compared.
     """
     index = name_index(checkpoint)
     table = next((index[name] for name in map(_canonical, tables) if name in index), None)
-    if table is None or "lm_head.weight" not in checkpoint.names:
+    if table is None or head not in checkpoint.names:
         return False
-    rows = range(min(8, checkpoint.shape(table)[0], checkpoint.shape("lm_head.weight")[0]))
-    return not np.array_equal(checkpoint.read("lm_head.weight", rows=rows), checkpoint.read(table, rows=rows))
+    rows = range(min(8, checkpoint.shape(table)[0], checkpoint.shape(head)[0]))
+    return not np.array_equal(checkpoint.read(head, rows=rows), checkpoint.read(table, rows=rows))
 
 
 def name_index(checkpoint):
