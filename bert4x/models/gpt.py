@@ -95,6 +95,8 @@ class GPT(LanguageModel, BERT):
         names = {"gelu_tanh": "gelu_new", self.gelu["huggingface"]: "gelu"}
         name = names.get(self.hidden_act, self.hidden_act)
         ours = {key: True for key in ("mask_zero", "shared_segment_embeddings") if getattr(self, key)}
+        if self.segment_vocab_size and not self.shared_segment_embeddings:
+            ours["type_vocab_size"] = self.segment_vocab_size
         return {self.pretrained_keys["hidden_act"]: name, "embd_pdrop": self.dropout_rate, **ours}
 
     def embed(self, inputs, walk):

@@ -43,7 +43,6 @@ class LLaMA(LanguageModel, Transformer):
         "attention_head_size": "head_dim",
         "attention_dropout_rate": "attention_dropout",
         "embedding_size": None,
-        "dropout_rate": None,
     }
     use_bias = False
     attention_position = "rotary_half"

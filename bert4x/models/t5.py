@@ -40,7 +40,6 @@ class T5Base(Transformer):
         "attention_head_size": "d_kv",
         "intermediate_size": "d_ff",
         "dropout_rate": "dropout_rate",
-        "attention_dropout_rate": None,
         "layer_norm_eps": "layer_norm_epsilon",
         "initializer_range": None,
         "embedding_size": None,
@@ -73,8 +72,11 @@ class T5Base(Transformer):
             name = {theirs: ours for ours, theirs in _ACTIVATIONS[bool(gated)].items()}.get(name, name)
             scaled = options.get("model_type") != "mt5" and options.get("tie_word_embeddings") is not False
             options = {"hidden_act": [name, "linear"] if gated else name, "scale_decoder_outputs": scaled, **options}
-        if flavour == "huggingface":  # one rate for all dropouts
-            options = {"attention_dropout_rate": options.get("dropout_rate"), **options}
+        if flavour == "huggingface":
+            untied = options.get("model_type") == "mt5" and options.get("tie_word_embeddings") is False
+            version = "mt5.1.1" if untied and cls.known_options()["version"] is None else None
+            rate = options.get("dropout_rate")  # one for all dropouts
+            options = {"attention_dropout_rate": rate, "version": version, **options}
         return super().adapt(options, flavour)
 
     @classmethod
