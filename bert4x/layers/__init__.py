@@ -4,6 +4,7 @@ from bert4x.layers.attention import MultiHeadAttention
 from bert4x.layers.base import Layer
 from bert4x.layers.embedding import Add, Embedding
 from bert4x.layers.feedforward import FeedForward
+from bert4x.layers.initializers import DepthScaledNormal, TruncatedNormal
 from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
 from bert4x.layers.norms import LayerNormalization, ScaleOffset
 from bert4x.layers.pooling import FirstToken, GlobalAveragePooling1D, GlobalMaxPooling1D
@@ -19,6 +20,7 @@ __all__ = [
     "Add",
     "CausalMask",
     "CombinedMask",
+    "DepthScaledNormal",
     "Embedding",
     "FeedForward",
     "FirstToken",
@@ -33,5 +35,6 @@ __all__ = [
     "ScaleOffset",
     "Sinusoidal",
     "SinusoidalPositionEmbedding",
+    "TruncatedNormal",
     "UniLMMask",
 ]

@@ -1,4 +1,4 @@
-"""The base of our layers: masks pass through, and Dense layers inside keep their quantisation and LoRA state."""
+"""The base of our layers: masks pass through; Dense layers inside keep their quantisation, LoRA and freezing."""
 
 from bert4x.backend import keras
 
@@ -8,9 +8,9 @@ register = keras.saving.register_keras_serializable(package="bert4x")
 class Layer(keras.layers.Layer):
     """A Keras layer that hands the mask of its (first) input on, and may hold Dense layers.
 
-    `add_dense(name, ...)` creates the inner layer as the attribute `name`. What quantisation and LoRA change in it is
-    written to the configuration, so that a saved model is rebuilt as it was (Keras does this only for layers at the
-    top of a model).
+    `add_dense(name, ...)` creates the inner layer as the attribute `name`. What quantisation, LoRA and freezing change
+    in it is written to the configuration, so that a saved model is rebuilt as it was (Keras does this only for layers
+    at the top of a model).
     """
 
     def __init__(self, *, sublayers=None, **kwargs):
@@ -29,7 +29,8 @@ class Layer(keras.layers.Layer):
         if "kernel_initializer" in kwargs:
             # An initialiser gives the same values at each call, so each kernel gets its own.
             kwargs["kernel_initializer"] = keras.initializers.get(kwargs["kernel_initializer"]).clone()
-        dense = keras.layers.Dense(units, name=name, **{"dtype": self.dtype_policy, **kwargs, **overrides})
+        own = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        dense = keras.layers.Dense(units, name=name, **{**own, **kwargs, **overrides})
         self._dense_names.append(name)
         setattr(self, name, dense)
         dense.build(shape)
@@ -47,6 +48,8 @@ class Layer(keras.layers.Layer):
 
     def _overrides(self, dense):
         changed = {}
+        if dense.trainable != self.trainable:
+            changed["trainable"] = dense.trainable
         if dense.dtype_policy != self.dtype_policy:
             changed["dtype"] = keras.dtype_policies.serialize(dense.dtype_policy)
         if dense.lora_rank:

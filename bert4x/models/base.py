@@ -5,11 +5,18 @@ import math
 import re
 
 from bert4x.backend import get_activation, keras
-from bert4x.layers import Add, CombinedMask, Embedding, FeedForward, LayerNormalization, MultiHeadAttention
+from bert4x.layers import (
+    Add,
+    CombinedMask,
+    Embedding,
+    FeedForward,
+    LayerNormalization,
+    MultiHeadAttention,
+    TruncatedNormal,
+)
 from bert4x.models import weights
 from bert4x.models.blocks import Pass, post_norm
 from bert4x.models.checkpoint import open_checkpoint, write_safetensors, write_tensorflow
-from bert4x.models.initializers import TruncatedNormal
 from bert4x.models.options import Options
 
 

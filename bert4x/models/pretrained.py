@@ -91,8 +91,9 @@ def load_weights(model, path):
     Raises: CheckpointError listing what is left over on either side; then nothing was changed.
     """
     with h5py.File(path, "r") as file:
-        held = _datasets(file)
-    wanted = [(variable.path, tuple(variable.shape)) for variable in model.variables if _is_saved(model, variable)]
+        held, has_optimizer = _datasets(file), "optimizer" in file
+    # `weights` leaves out the states of random seeds and metrics, which Keras does not save.
+    wanted = [(variable.path, tuple(variable.shape)) for variable in model.weights]
     left, lacking = _difference(held, wanted), _difference(wanted, held)
     if left or lacking:
         raise CheckpointError(
@@ -100,18 +101,14 @@ def load_weights(model, path):
             f"  only in the file: {_listed(left)}\n  only in the model: {_listed(lacking)}\n"
             "Build the model with the configuration it was saved with."
         )
-    model.load_weights(path)
+    skipped = [] if has_optimizer or getattr(model, "optimizer", None) is None else [model.optimizer]
+    model.load_weights(path, objects_to_skip=skipped)
 
 
 def _datasets(file):
     found = []
     file.visititems(lambda name, item: found.append((name, item.shape)) if isinstance(item, h5py.Dataset) else None)
     return [(name, tuple(shape)) for name, shape in found if not name.startswith(("optimizer/", "_metrics", "metrics"))]
-
-
-def _is_saved(model, variable):
-    metrics = {id(v) for metric in model.metrics for v in metric.variables}
-    return id(variable) not in metrics
 
 
 def _difference(items, others):

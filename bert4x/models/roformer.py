@@ -1,8 +1,7 @@
 """RoFormer and RoFormerV2: BERT with rotary positions."""
 
-from bert4x.layers import SinusoidalPositionEmbedding
+from bert4x.layers import DepthScaledNormal, SinusoidalPositionEmbedding
 from bert4x.models.bert import BERT
-from bert4x.models.initializers import DepthScaledNormal
 from bert4x.models.weights import Source
 
 

@@ -11,7 +11,12 @@ from bert4x.backend import runtime
 from tests.layers.helpers import WithMask, assert_close, mask_of, randomize, to_arrays, weights_of
 from tests.layers.rows import MASK, ROWS, SIZES
 
-NOT_LAYERS = {"Layer": "the base class", "Sinusoidal": "an initialiser, see test_positions.py"}
+NOT_LAYERS = {  # and where they are tested
+    "Layer": "the base class",
+    "Sinusoidal": "an initialiser: test_rest.py",
+    "TruncatedNormal": "an initialiser: tests/models/test_graph.py",
+    "DepthScaledNormal": "an initialiser: tests/models/test_graph.py",
+}
 LONGER = {"B": 3, "T": 7, "S": 6}
 HOLDS_DENSE = [name for name in ROWS if name in ("MultiHeadAttention", "FeedForward gated")]
 USES_MASKS = [name for name, row in ROWS.items() if row.ignores]
