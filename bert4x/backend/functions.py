@@ -72,7 +72,8 @@ def get_activation(name):
     try:
         return keras.activations.get(name)
     except ValueError as error:
-        raise ValueError(f"unknown activation {name!r}; ours are gelu, {', '.join(_ACTIVATIONS)}, and Keras' own") from error
+        ours = ", ".join(["gelu", *_ACTIVATIONS])
+        raise ValueError(f"unknown activation {name!r}; there are {ours}, and Keras' own") from error
 
 
 def sinusoidal_embeddings(pos, dim, base=10000):

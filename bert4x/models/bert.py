@@ -37,8 +37,8 @@ class BERT(Transformer):
     def adapt(cls, options, flavour):
         if options.get("is_decoder") and cls.application == "encoder":
             warnings.warn(
-                "the configuration says is_decoder: each token saw only those before it in training. This model lets it "
-                "see all; pass application='lm' for the causal mask.",
+                "the configuration says is_decoder: each token saw only those before it in training. This model lets "
+                "it see all; pass application='lm' for the causal mask.",
                 stacklevel=3,
             )
         return super().adapt(options, flavour)
