@@ -164,6 +164,32 @@ def _torch_value_and_grad(function, x, differentiable):
     return value, tree.pack_sequence_as(x, gradient)
 
 
+def dense_gradient(gradient, variable):
+    """The gradient of a variable as one tensor: TensorFlow's slices are summed where rows repeat; None stays."""
+    return _dense(gradient, variable) if _BACKEND == "tensorflow" else gradient
+
+
+def gradient_rows(gradient):
+    """(rows, values) of a gradient: of TensorFlow's slices the row indices, each row's sum beside every mention of
+    it; (None, gradient) of a dense one."""
+    if _BACKEND != "tensorflow" or not isinstance(gradient, tf.IndexedSlices):
+        return None, gradient
+    # By sorting, so that all shapes are static as XLA needs them (tf.unique has none).
+    order = tf.argsort(gradient.indices)
+    rows, values = tf.gather(gradient.indices, order), tf.gather(gradient.values, order)
+    is_new = tf.concat([tf.zeros_like(rows[:1]), tf.cast(rows[1:] != rows[:-1], rows.dtype)], axis=0)
+    segments = tf.cumsum(is_new)
+    return rows, tf.gather(tf.math.unsorted_segment_sum(values, segments, tf.size(rows)), segments)
+
+
+def row_slices(values, rows):
+    """What an optimizer's `assign` takes to overwrite only some rows of a variable, on TensorFlow.
+
+    Rows may repeat if their values do.
+    """
+    return tf.IndexedSlices(values, rows)
+
+
 def rematerialized(layer, function, *tensors):
     """function(*tensors), whose intermediate results are not kept but computed again in the backward pass.
 
