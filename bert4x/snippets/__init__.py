@@ -1,6 +1,7 @@
 """Everything around a model: files, data, fitting, inference, scores. Importing it does not import Keras."""
 
 from bert4x.snippets.data import DataGenerator
+from bert4x.snippets.decoding import AutoRegressiveDecoder
 from bert4x.snippets.files import (
     convert_to_str,
     convert_to_unicode,
@@ -12,6 +13,7 @@ from bert4x.snippets.files import (
     uniout,
 )
 from bert4x.snippets.inference import predict_batched
+from bert4x.snippets.last_token import LastToken
 from bert4x.snippets.padding import bucket_length, sequence_padding, to_array, truncate_sequences
 from bert4x.snippets.parallel import parallel_apply, parallel_apply_generator
 from bert4x.snippets.search import (
@@ -23,8 +25,10 @@ from bert4x.snippets.search import (
 from bert4x.snippets.seed import set_seed
 
 __all__ = [
+    "AutoRegressiveDecoder",
     "BestWeights",
     "DataGenerator",
+    "LastToken",
     "LearningRateLogger",
     "Resume",
     "bucket_length",
