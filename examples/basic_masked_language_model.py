@@ -102,7 +102,7 @@ else:
 if not args.checkpoint:
     steps = args.steps * args.epochs
     print(f"No --checkpoint: training a small model on {len(sentences):,} sentences of {path.name}, {steps} steps.")
-    held_out, rest = sentences[: len(sentences) // 20], sentences[len(sentences) // 20 :]
+    held_out, rest = sentences[: len(sentences) // 10], sentences[len(sentences) // 10 :]
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps, 0.05, warmup_target=5e-3, warmup_steps=steps // 10)
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
     generator = DataGenerator(rest, args.batch_size, collate=collate, seed=args.seed)

@@ -29,8 +29,11 @@ CONFIG = {
 
 
 def environment():
-    """The environment of this process, with the checkout first on the path."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    """The environment of this process, with the checkout first on the path.
+
+    One thread: the models are tiny, and torch's threads wait for each other for long where other tests run too.
+    """
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
 
 
 def start(script, *flags, **options):
