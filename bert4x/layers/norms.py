@@ -86,7 +86,7 @@ class ScaleOffset(Layer):
         return self.hidden_dense(condition) if self.hidden_units is not None else condition
 
     def _factor(self, name, setting, condition):
-        value = getattr(self, name) if setting is True else float(setting)
+        value = ops.cast(getattr(self, name), "float32") if setting is True else float(setting)
         if condition is None:
             return value
         return value + ops.cast(getattr(self, f"{name}_dense")(condition), "float32")
