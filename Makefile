@@ -54,6 +54,6 @@ endef
 	$(call environment,test$(comma)torch,$(TORCH),$(PARITY))
 
 .venv-all/ready: setup.py
-	$(call environment,test$(comma)jax$(comma)torch$(comma)bpe$(comma)convert$(comma)serve$(comma)plot,$(TORCH),$(PARITY))
+	$(call environment,test$(comma)jax$(comma)torch$(comma)bpe$(comma)cpm$(comma)convert$(comma)serve$(comma)plot,$(TORCH),$(PARITY))
 
 comma := ,

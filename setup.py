@@ -32,12 +32,15 @@ setup(
         "jax": ["jax>=0.4.35"],
         "torch": ["torch>=2.4"],
         "bpe": ["tokenizers>=0.20"],
-        # Sources of other libraries: PyTorch's .bin files, and jieba's word list for the CPM vocabulary.
-        "convert": ["torch>=2.4", "jieba>=0.42"],
+        # CPM's texts are cut into words by jieba.
+        "cpm": ["jieba>=0.42"],
+        # PyTorch's .bin files and shards.
+        "convert": ["torch>=2.4"],
         "serve": ["flask>=3.0"],
         "plot": ["matplotlib>=3.8"],
-        # ruff is pinned because every new release may add findings; tokenizers is an oracle of the tests.
-        "test": ["pytest>=8.3", "hypothesis>=6.100", "tokenizers>=0.20", "ruff==0.17.6"],
+        # ruff is pinned because every new release may add findings. The tests train and compare with tokenizers, and
+        # cut CPM's texts with jieba.
+        "test": ["pytest>=8.3", "hypothesis>=6.100", "tokenizers>=0.20", "jieba>=0.42", "ruff==0.17.6"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

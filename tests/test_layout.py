@@ -34,7 +34,7 @@ OUTSIDE = {
 }
 # Other libraries inside functions only, so that a package can be used without them.
 OUTSIDE_LAZY = {
-    "tokenizers": {"sentencepiece", "tokenizers"},
+    "tokenizers": {"sentencepiece", "tokenizers", "jieba"},
     "snippets": {"flask", "matplotlib"},
 }
 BACKENDS = {"tensorflow", "jax", "torch"}
