@@ -13,7 +13,7 @@ Score:   accuracy on the 2,111 reviews of the test; in brackets the 1,393 of the
              from scratch, 4 epochs, length 128    0.900 (0.858)    seed 0
              naive Bayes                           0.906 (0.873)    at length 64; 0.895 (0.864) at length 128
          A model from scratch is no better than naive Bayes. That takes a pretrained one.
-Time:    on 2 cores --smoke about a minute, the full run about 4 minutes.
+Time:    on 2 cores, busy with other work too: --smoke 80 to 120 s, the full run 10 minutes.
 """
 
 import argparse
