@@ -170,3 +170,12 @@ def test_unknown_variable_in_a_shard(tmp_path):
     torch.save({"module": cut(gpt2_weights(), 0, 1) | {"transformer.strange": torch.zeros(3)}}, path)
     with pytest.raises(ValueError, match=r"unknown \(1\): transformer.strange"):
         run()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_inference_in_half_precision(dtype, tmp_path, tolerances):
+    """The whole model in two bytes per weight computes what it computes in float32, as far as the type allows."""
+    source, config = write_shards(tmp_path / "cpm", gpt2_weights(), 2)
+    convert("cpm_lm", source, tmp_path / "out", "--config", str(config), "--to", "huggingface")
+    wanted = outputs(tmp_path / "out", "cpm")
+    assert_same_outputs(outputs(tmp_path / "out", "cpm", dtype=dtype), wanted, tolerances[dtype] * wanted.max())
