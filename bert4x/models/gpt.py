@@ -55,6 +55,7 @@ class GPT(LanguageModel, BERT):
         "embedding_size": None,
         "segment_vocab_size": None,
     }
+    activation_names = {"gelu_tanh": "gelu"}  # ours -> that of config.json
     huggingface_transposes = False
     huggingface_rules = (
         (r"^gpt/embeddings/word_embeddings", "transformer/tokens_embed/weight"),
@@ -92,8 +93,7 @@ class GPT(LanguageModel, BERT):
             raise ValueError("unilm tells source (0) from target (1) by segment ids; shared ones are token ids")
 
     def pretrained_extras(self):
-        names = {"gelu_tanh": "gelu_new", self.gelu["huggingface"]: "gelu"}
-        name = names.get(self.hidden_act, self.hidden_act)
+        name = self.activation_names.get(self.hidden_act, self.hidden_act)
         ours = {key: True for key in ("mask_zero", "shared_segment_embeddings") if getattr(self, key)}
         if self.segment_vocab_size and not self.shared_segment_embeddings:
             ours["type_vocab_size"] = self.segment_vocab_size

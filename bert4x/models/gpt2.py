@@ -14,6 +14,7 @@ class GPT2(GPT):
     options = {"mask_zero": False}
     gelu = {"google": "gelu_tanh", "huggingface": "gelu_erf"}  # transformers calls the tanh form gelu_new
     pretrained_keys = {**GPT.pretrained_keys, "hidden_act": "activation_function"}
+    activation_names = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}
     residual = staticmethod(pre_norm)
     huggingface_rules = (
         (r"^gpt/embeddings/word_embeddings", "transformer/wte/weight"),

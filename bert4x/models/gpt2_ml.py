@@ -13,6 +13,7 @@ class GPT2_ML(GPT):  # noqa: N801  the name its users know
     applications = ("encoder", "lm")
     model_type = "gpt2_ml"  # ours alone: transformers has no such family
     gelu = {"google": "gelu_erf", "huggingface": "gelu_erf"}
+    activation_names = {}
     huggingface_transposes = True
     huggingface_rules = ()
 
@@ -22,7 +23,7 @@ class GPT2_ML(GPT):  # noqa: N801  the name its users know
 
     def _complete_options(self):
         super()._complete_options()
-        self.refuse("segment_vocab_size", "shared_segment_embeddings", why="it has no segments")
+        self.refuse("shared_segment_embeddings", "segment_vocab_size", why="it has no segments")
 
     def embed(self, inputs, walk):
         x = self.norm(self.sum_embeddings(inputs), "Embedding-Norm", walk)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from bert4x.models import build_transformer_model
+from bert4x.models.weights import weight_items
 from tests.models.reference_weights import randomize, to_numpy
 
 SIZES = {
@@ -73,6 +74,4 @@ def run(builder, **changes):
 
 def google_weights(builder):
     """The weights of a builder as {Google name: array}."""
-    from bert4x.models.weights import weight_items
-
     return {name: read() for name, _, _, read in weight_items(builder, "google")}
