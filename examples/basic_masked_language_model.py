@@ -7,8 +7,8 @@ Data:    for that training ../shared/data/sentiment beside the repository, else 
          reviews written for this repository); --data FILE takes any text.
 Command: python examples/basic_masked_language_model.py --checkpoint FOLDER --text "中国的首都是北[MASK]。"
          python examples/basic_masked_language_model.py
-Score:   the small model fills 25% of the blanks in held-out sentences rightly; the commonest character alone 5%.
-Time:    a few seconds with --checkpoint; with the training 70 s on 2 cores, busy with other work too.
+Score:   the small model fills 22% of the blanks in held-out sentences rightly; the commonest character alone 5%.
+Time:    a few seconds with --checkpoint; the training takes 80 s of processor time (two cores share it).
 """
 
 import argparse
