@@ -72,7 +72,7 @@ def test_the_named_test_uses_the_option(option):
     function = next(node for node in ast.parse(source).body if getattr(node, "name", None) == test)
     text = ast.get_source_segment(source, function)
     text += "".join(ast.get_source_segment(source, decorator) for decorator in function.decorator_list)
-    assert option in text or option in str([VARIANTS, FAMILY_VARIANTS])
+    assert option in text or option in str([VARIANTS, FAMILY_VARIANTS, HIDDEN])
 
 
 # Options -> what the reference is told besides.
