@@ -24,9 +24,8 @@ from bert4x.optimizers.extensions import (
     extend_with_piecewise_linear_lr_v2,
     extend_with_weight_decay,
     extend_with_weight_decay_v2,
-    layer_wise_lr_decay,
 )
-from bert4x.optimizers.schedules import RelativeStep
+from bert4x.optimizers.schedules import RelativeStep, layer_wise_lr_decay
 
 AdaFactorV1 = AdaFactorV2 = AdaFactor  # bert4keras' names
 

@@ -3,7 +3,7 @@
 import re
 
 from bert4x.backend import ops
-from bert4x.optimizers.base import Optimizer, register, root_mean_square, variable_path
+from bert4x.optimizers.base import Optimizer, at_least, mean, register, root_mean_square, variable_path
 from bert4x.optimizers.schedules import RelativeStep
 
 
@@ -85,16 +85,15 @@ class AdaFactor(Optimizer):
     def direction(self, step, slots):
         """h = z max(rms(x), epsilon2)."""
         t, new = step.time(), {}
-        decay = 1 - ops.power(t, -0.8) if self.beta2 is None else self.beta2
+        decay = 1 - ops.exp(-0.8 * ops.log(t)) if self.beta2 is None else self.beta2
         second = self._second_moment(step.gradient, decay, slots, new)
         z = step.gradient / ops.sqrt(second + self.epsilon1)
         if self.clipping_threshold is not None:
-            z = z / ops.maximum(ops.ones_like(t), root_mean_square(z) / self.clipping_threshold)
+            z = z / at_least(root_mean_square(z) / self.clipping_threshold, 1.0)
         if self.beta1 > 0:
             z = new["momentum"] = self.beta1 * slots["momentum"] + (1 - self.beta1) * z
         if self._scaled[step.index]:
-            floor = ops.full_like(t, self.epsilon2)
-            z = z * ops.maximum(root_mean_square(step.before), floor)
+            z = z * at_least(root_mean_square(step.before), self.epsilon2)
         return z, new
 
     def _second_moment(self, gradient, decay, slots, new):
@@ -105,8 +104,8 @@ class AdaFactor(Optimizer):
             new["velocity"] = decay * slots["velocity"] + (1 - decay) * q
             return new["velocity"]
         for name, axis in zip(("row", "column"), axes, strict=True):
-            new[name] = decay * slots[name] + (1 - decay) * ops.mean(q, axis=axis, keepdims=True)
-        return new["row"] * new["column"] / ops.mean(new["row"], axis=axes[1], keepdims=True)
+            new[name] = decay * slots[name] + (1 - decay) * mean(q, [axis])
+        return new["row"] * new["column"] / mean(new["row"], axes[1:])
 
     def get_config(self):
         """Arguments of the constructor."""

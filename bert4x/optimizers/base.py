@@ -127,6 +127,39 @@ def read(variable, rows=None):
     return ops.stop_gradient(values)
 
 
+# Lists with one entry per variable that are not moments.
+_NOT_MOMENTS = {"_variables", "_trainable_variables", "_accumulated_gradients", "_model_variables_moving_average"}
+
+
+def slots_like(optimizer, index):
+    """The slots of one variable, which must all have its shape.
+
+    Keras' optimizers keep each kind of slot in a list, one entry per variable, as an attribute.
+
+    Raises: ValueError if a slot has another shape, as AdaFactor's have: its rows are not those of the variable.
+    """
+    if isinstance(optimizer, Optimizer):
+        slots = list(optimizer._slots[index].values())
+    else:
+        slots = _slots_in_attributes(optimizer, index)
+    shape = tuple(optimizer._trainable_variables[index].shape)
+    if any(tuple(slot.shape) != shape for slot in slots):
+        raise ValueError(
+            f"freeze_moments=True needs state of the variable's shape {shape}; {optimizer.name} keeps "
+            f"{[tuple(slot.shape) for slot in slots]}. Use freeze_moments=False, or another optimizer."
+        )
+    return slots
+
+
+def _slots_in_attributes(optimizer, index):
+    known = {id(variable) for variable in optimizer.variables}
+    lists = [
+        value for name, value in vars(optimizer).items()
+        if name not in _NOT_MOMENTS and isinstance(value, list) and len(value) == len(optimizer._trainable_variables)
+    ]
+    return [value[index] for value in lists if all(id(slot) in known for slot in value)]
+
+
 def start_step(optimizer, gradient, variable, learning_rate):
     """The `Step` of one variable; a gradient that is still TensorFlow's slices becomes rows."""
     dtype = arithmetic_dtype(variable)
@@ -171,6 +204,18 @@ def one_minus_power(beta, t):
     return -ops.expm1(t * math.log(beta)) if beta > 0 else ops.ones_like(t)
 
 
+def mean(x, axes):
+    """Mean over some axes, which stay with size 1."""
+    # Not ops.mean: on torch it computes in float32, also for float64.
+    return ops.sum(x, axis=tuple(axes), keepdims=True) / math.prod(x.shape[axis] for axis in axes)
+
+
+def at_least(x, floor):
+    """max(x, floor), for a number `floor`."""
+    # Not ops.maximum: on torch it makes float32 of float64.
+    return ops.where(x > floor, x, ops.full_like(x, floor))
+
+
 def root_mean_square(x):
     """sqrt(mean(x^2)) over the whole tensor."""
-    return ops.sqrt(ops.mean(ops.square(x)))
+    return ops.sqrt(ops.sum(ops.square(x)) / math.prod(x.shape))

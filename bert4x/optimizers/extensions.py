@@ -6,10 +6,7 @@ are regular expressions searched in the variable's path, e.g. "Transformer-0-Fee
 in none is a warning. To load a saved model, `import bert4x.optimizers` is enough.
 """
 
-import re
-
 from bert4x.optimizers import parts
-from bert4x.optimizers.base import variable_path
 from bert4x.optimizers.extended import extend
 
 
@@ -139,28 +136,3 @@ extend_with_parameter_wise_lr_v2 = extend_with_parameter_wise_lr
 extend_with_lazy_optimization_v2 = extend_with_lazy_optimization
 extend_with_lookahead_v2 = extend_with_lookahead
 extend_with_exponential_moving_average_v2 = extend_with_exponential_moving_average
-
-
-def layer_wise_lr_decay(model, decay=0.9, *, block=r"Transformer-(\d+)-", embedding="Embedding-"):
-    """Schedule for `extend_with_parameter_wise_lr` in which lower layers learn more slowly.
-
-    Of L blocks, block i has the factor decay^(L - i), the embeddings decay^(L + 1), all else (heads) 1.
-
-    Args:
-        model: a built model.
-        decay: factor from one block to the one below, in (0, 1].
-        block: pattern of a path with the block's number as its group.
-        embedding: part of the paths of the embeddings.
-    Returns: dict {part of a path: factor}.
-    Raises: ValueError if no path has a number, as in ALBERT, whose blocks share their weights.
-    Source: arXiv:1801.06146 section 3.2 ("discriminative fine-tuning").
-    """
-    paths = [variable_path(variable) for variable in model.trainable_variables]
-    found = {match.group(): int(match.group(1)) for path in paths if (match := re.search(block, path))}
-    if not found:
-        raise ValueError(f"block must be a pattern of the variables' paths; {block!r} is in none, e.g. {paths[0]!r}.")
-    depth = max(found.values()) + 1
-    schedule = {key: decay ** (depth - number) for key, number in sorted(found.items(), key=lambda item: item[1])}
-    if any(embedding in path for path in paths):
-        schedule[embedding] = decay ** (depth + 1)
-    return schedule

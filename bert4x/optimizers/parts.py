@@ -4,9 +4,8 @@ import warnings
 
 from bert4x.backend import ops, piecewise_linear
 from bert4x.optimizers.averaging import AveragedWeights
-from bert4x.optimizers.base import add_slot, read, variable_path
+from bert4x.optimizers.base import add_slot, mean, read, slots_like, variable_path
 from bert4x.optimizers.extended import Extension, as_list, matching
-from bert4x.optimizers.frozen import slots_like
 
 
 class GradientAccumulation(Extension):
@@ -26,7 +25,8 @@ class GradientCentralization(Extension):
     """g <- g - mean(g over all axes but the last), for variables of two axes or more."""
 
     def __init__(self, exclude_from_gradient_centralization=()):
-        self.exclude_from_gradient_centralization = as_list(exclude_from_gradient_centralization, "exclude_from_gradient_centralization")
+        option = "exclude_from_gradient_centralization"
+        self.exclude_from_gradient_centralization = as_list(exclude_from_gradient_centralization, option)
 
     def build(self, optimizer, variables):
         """Match the patterns."""
@@ -37,7 +37,7 @@ class GradientCentralization(Extension):
         """Subtract the mean."""
         if step.index in self.excluded or len(gradient.shape) < 2:
             return gradient
-        return gradient - ops.mean(gradient, axis=tuple(range(len(gradient.shape) - 1)), keepdims=True)
+        return gradient - mean(gradient, range(len(gradient.shape) - 1))
 
 
 class WeightDecay(Extension):

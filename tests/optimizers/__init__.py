@@ -1,0 +1,1 @@
+"""Tests of bert4x.optimizers."""
