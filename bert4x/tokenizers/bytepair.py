@@ -31,6 +31,8 @@ class BpeTokenizer(TokenizerBase):
         options: token_start, token_end, token_pad, token_unk, token_mask, pre_tokenize, token_translate as in the other
             tokenizers. What is not given is as the files say: GPT2 and Qwen have no start and end token, LLaMA has a
             start token.
+    Attributes: end_of_text: token with which a model ends what it writes (eos_token of the configuration), or None; it
+        need not be token_end, which is put behind each text.
     Raises: ImportError with the pip line if tokenizers is not installed; ValueError for files of another kind.
     """
 
@@ -54,6 +56,8 @@ class BpeTokenizer(TokenizerBase):
         added = self._bpe.get_added_tokens_decoder().values()
         self._special_tokens = frozenset(token.content for token in added if token.special)
         self._set_special_ids(self._has)
+        fallback = END_OF_TEXT if END_OF_TEXT in self._special_tokens else None
+        self.end_of_text = self._token_end or _name(self._config, "eos_token") or fallback
 
     def _has(self, token):
         return token is not None and self._bpe.token_to_id(token) is not None
@@ -109,10 +113,12 @@ class BpeTokenizer(TokenizerBase):
             copy.post_processor = self._processor
         copy.save(os.path.join(directory, TOKENIZER_FILE))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self._config}
-        for ours, theirs in (("pad", "pad"), ("unk", "unk"), ("mask", "mask"), ("start", "bos"), ("end", "eos")):
+        for ours, theirs in (("pad", "pad"), ("unk", "unk"), ("mask", "mask"), ("start", "bos")):
             token = getattr(self, f"_token_{ours}")
             if token is not None:
                 config[f"{theirs}_token"] = token
+        if self.end_of_text is not None:
+            config["eos_token"] = self.end_of_text
         config["add_bos_token"], config["add_eos_token"] = self._token_start is not None, self._token_end is not None
         config["bert4x"] = {name: getattr(self, f"_{name}") for name in _SAVED}
         with open(os.path.join(directory, CONFIG_FILE), "w", encoding="utf-8") as file:
@@ -238,29 +244,31 @@ def _read_config(directory):
         return json.load(file)
 
 
+def _name(config, key):
+    token = config.get(key)
+    return token["content"] if isinstance(token, dict) else token
+
+
 def _special_names(bpe, padding, config):
     """The names of the special tokens that the files tell."""
-
-    def name(key):
-        token = config.get(key)
-        return token["content"] if isinstance(token, dict) else token
-
     start, end = _added_tokens(bpe)
     if "add_bos_token" in config or "add_eos_token" in config:  # as in transformers, this wins over the template
-        start = name("bos_token") if config.get("add_bos_token") else None
-        end = name("eos_token") if config.get("add_eos_token") else None
+        start = _name(config, "bos_token") if config.get("add_bos_token") else None
+        end = _name(config, "eos_token") if config.get("add_eos_token") else None
     return {
         "token_start": start,
         "token_end": end,
-        "token_pad": name("pad_token") or padding.get("pad_token"),
-        "token_unk": name("unk_token") or getattr(bpe.model, "unk_token", None),
-        "token_mask": name("mask_token"),
+        "token_pad": _name(config, "pad_token") or padding.get("pad_token"),
+        "token_unk": _name(config, "unk_token") or getattr(bpe.model, "unk_token", None),
+        "token_mask": _name(config, "mask_token"),
     }
 
 
 def _added_tokens(bpe):
     """The tokens that the file's post-processor puts before and after a text, None for none."""
     encoding = bpe.encode("a")
+    if 0 not in encoding.special_tokens_mask:  # a vocabulary without this letter
+        encoding = bpe.encode(max(bpe.get_vocab(), key=len))
     flags, tokens = encoding.special_tokens_mask, encoding.tokens
     first = flags.index(0)
     last = len(flags) - flags[::-1].index(0)

@@ -94,6 +94,7 @@ def test_tokens_and_ids(ours, theirs):
     assert ours.ids_to_tokens(ids) == ["the", "Ġcat", ""] and ours.decode(ids) == "the cat"
     assert ours.decode(None, tokens=["the", "Ġcat"]) == "the cat"
     assert ours.stem("Ġcat") == "cat"
+    assert ours.end_of_text == END
     with pytest.raises(ValueError, match="got 'no such token'"):
         ours.token_to_id("no such token")
 
@@ -297,6 +298,7 @@ class TestParity:
         theirs.save_pretrained(tmp_path)
         ours = BpeTokenizer(tmp_path)
         self.check(ours, theirs)
+        assert ours.end_of_text == theirs.eos_token
         for name in ("pad", "unk"):
             assert getattr(ours, f"_token_{name}") == getattr(theirs, f"{name}_token")
 
