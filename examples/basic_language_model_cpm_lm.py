@@ -4,7 +4,7 @@ No training: k lines "input->answer", then the query without its answer, without
 writes until the newline (id 3), 16 tokens at most. Every character counts: a space before the answer is a token too.
 
 Model:   CPM-LM, 2.6 billion parameters, of https://github.com/TsinghuaAI/CPM-1-Generate: two shards
-         80000/mp_rank_0X_model_states.pt, of which scripts/convert_checkpoints/cpm_lm.py --to huggingface makes a folder
+         80000/mp_rank_0X_model_states.pt, which scripts/convert_checkpoints/cpm_lm.py --to huggingface makes a folder
          with configuration and weights, and bpe_3w_new/chinese_vocab.model. The words are cut by jieba:
          `pip install "bert4x[cpm]"`. --dtype bfloat16 halves the memory.
 Data:    three tasks below, made up; or --data FILE, a JSON list of {"prompt": ..., "answer": ...}.
