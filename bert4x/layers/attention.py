@@ -103,7 +103,10 @@ class MultiHeadAttention(Layer):
         masks = [] if key_mask is None else [align(key_mask, [0, -1], 4)]
         tensors = [*inputs[:3], *masks, *inputs[3:]]
         if self.remat and cache is None:
-            o, k, v, *scores = runtime.rematerialized(self, attend, *tensors)
+            # Recomputation differentiates what it is given; masks go by closure.
+            floats = [i for i, tensor in enumerate(tensors) if not is_boolean(tensor)]
+            attend = functools.partial(_with_floats, attend, tensors, floats)
+            o, k, v, *scores = runtime.rematerialized(self, attend, *(tensors[i] for i in floats))
         else:
             o, k, v, *scores = attend(*tensors)
         outputs = [o, (k, v)] if self.return_cache else [o]
@@ -254,3 +257,11 @@ class MultiHeadAttention(Layer):
             "fused": self.fused,
             "remat": self.remat,
         }
+
+
+def _with_floats(function, tensors, places, *floats):
+    """function(*tensors), with the tensors at these places replaced."""
+    tensors = list(tensors)
+    for place, tensor in zip(places, floats, strict=True):
+        tensors[place] = tensor
+    return function(*tensors)
