@@ -209,24 +209,34 @@ class LearningRateLogger(keras.callbacks.Callback):
     """Puts the effective learning rate of the last step into the logs as `learning_rate`.
 
     It is read before each step, since after it a schedule already gives the rate of the next one. With
-    `steps_per_execution` above 1 it is the rate of the first step executed.
+    `steps_per_execution` above 1 it is the rate of the first step executed. The schedules of bert4x.optimizers are
+    included.
+
+    Args:
+        key: name in the logs. Keras' TensorBoard callback itself writes the rate without those schedules as
+            `learning_rate`: with it, take another name.
     """
 
-    def __init__(self):
+    def __init__(self, *, key="learning_rate"):
         super().__init__()
+        self.key = key
         self.learning_rate = None
 
     def on_train_batch_begin(self, batch, logs=None):
         """Read the rate of the coming step."""
         # `self.model` (not `_model`) brings JAX's state back into the variables.
-        self.learning_rate = float(runtime.to_numpy(self.model.optimizer.learning_rate))
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # float16 wraps it to scale the loss
+        with_schedule = getattr(optimizer, "effective_learning_rate", None)
+        rate = optimizer.learning_rate if with_schedule is None else with_schedule()
+        self.learning_rate = float(runtime.to_numpy(rate))
 
     def on_train_batch_end(self, batch, logs=None):
         """Show it in the progress bar."""
         if logs is not None:
-            logs["learning_rate"] = self.learning_rate
+            logs[self.key] = self.learning_rate
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep it in the history."""
         if logs is not None and self.learning_rate is not None:
-            logs["learning_rate"] = self.learning_rate
+            logs[self.key] = self.learning_rate
