@@ -235,7 +235,8 @@ def check_ids(ids, limit, name):
     """Return integer ids unchanged, after checking that each is in [0, limit).
 
     Eager tensors: ValueError at once. In a TensorFlow graph InvalidArgumentError when it runs (XLA drops the
-    check); under JAX's jit a ValueError from a host callback stops the computation.
+    check). Under JAX's jit a host callback stops the computation with a JaxRuntimeError that quotes the message; after
+    an error inside fit or predict Keras' JAX trainer has let go of the model's weights, so build the model again.
 
     Args:
         ids: integer tensor of any shape.

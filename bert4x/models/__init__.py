@@ -99,12 +99,17 @@ def build_transformer_model(
         application: encoder, lm (causal) or unilm (source seen both ways, target causally).
         return_keras_model: False returns the builder (.model, .layers, .initializer, .load_report ...).
         trainable: patterns on layer names; layers that match none are frozen. True or False: all or none.
-        lora_rank: train only low-rank additions of this rank to the query and value kernels.
+        lora_rank: train only low-rank additions of this rank to the query and value kernels; not with `trainable`.
         options: the family's options (`Transformer.options`, `BERT.options`, ...); they override the configuration.
     Returns: a Keras model, its builder as `model.builder`.
     Raises: ValueError for an unknown model, application or option (with the nearest name); CheckpointError for weights
         that do not fit (all mismatches in one message).
     """
+    if lora_rank is not None and trainable is not None:
+        raise ValueError(
+            "lora_rank and trainable both say what is trained; give one. After building with lora_rank, "
+            "set layer.trainable of further layers yourself."
+        )
     read, file_model, flavour, directory = read_config({} if config_path is None else config_path)
     family = _application_class(_family(model, file_model), application)
     settings = {**family.adapt(read, flavour), **_given(family, options)}
@@ -112,7 +117,7 @@ def build_transformer_model(
         checkpoint_path = directory
     builder = _loaded(family, settings, checkpoint_path) if _is_given(checkpoint_path) else family(**settings)
     builder.build()
-    if lora_rank:
+    if lora_rank is not None:
         enable_lora(builder.model, lora_rank)
     if trainable is not None:
         set_trainable(builder.model, trainable)
@@ -141,8 +146,10 @@ def _given(family, options):
 
 
 def _family(model, file_model):
-    if inspect.isclass(model):
+    if inspect.isclass(model) and issubclass(model, Transformer):
         return model
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"model must be a name of {', '.join(FAMILIES)}, or a subclass of Transformer; got {model!r}")
     name = (model or (file_model if file_model in FAMILIES else None) or "bert").lower()
     if model is None and file_model is not None and file_model not in FAMILIES:
         raise ValueError(f"model_type {file_model!r} of the configuration is none of ours: {', '.join(FAMILIES)}")

@@ -266,7 +266,15 @@ class Transformer(Options):
         self._deferred = False
         outputs = self.outputs[0] if len(self.outputs) == 1 else self.outputs
         inputs = self.inputs[0] if len(self.inputs) == 1 else self.inputs
-        self.model = keras.Model(inputs, outputs, name=self.name)
+        try:
+            self.model = keras.Model(inputs, outputs, name=self.name)
+        except ValueError as error:
+            if "not connected" not in str(error):
+                raise
+            raise ValueError(
+                "the model needs a tensor that is none of its inputs: pass the Input of layer_norm_cond in "
+                "additional_input_layers too"
+            ) from error
         self.model.builder = self
         return self.model
 
@@ -318,6 +326,11 @@ class Transformer(Options):
             dtype: dtype in the file; float32 by default.
         """
         huggingface = str(filename).endswith(".safetensors")
+        if str(filename).endswith((".bin", ".pt", ".pth", ".h5", ".keras")):
+            raise ValueError(
+                "a checkpoint is written as NAME.safetensors or as a TensorFlow checkpoint (a name such as NAME.ckpt); "
+                f"got {filename}. Keras files are written by model.save and model.save_weights."
+            )
         naming = "huggingface" if huggingface else "google"
         items = weights.weight_items(self, naming, table=mapping, dtype=dtype)
         (write_safetensors if huggingface else write_tensorflow)(filename, items)

@@ -18,6 +18,10 @@ def set_trainable(model, patterns):
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     names = [layer.name for layer in model.layers]
     for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"the pattern {pattern!r} of `trainable` is no regular expression: {error}") from error
         if not any(re.search(pattern, name) for name in names):
             raise ValueError(f"the pattern {pattern!r} of `trainable` matches no layer; layers: {', '.join(names)}")
     for layer in model.layers:
@@ -34,6 +38,8 @@ def enable_lora(model, rank, *, alpha=None):
         alpha: scale; rank if absent.
     Source: arXiv:2106.09685.
     """
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"lora_rank must be an integer of at least 1; got {rank!r}")
     for layer in model.layers:
         if not isinstance(layer, MultiHeadAttention):
             layer.trainable = False

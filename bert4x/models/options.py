@@ -1,6 +1,7 @@
 """Keyword arguments of the builders: their names and defaults, where they come from, what must fit together."""
 
 import difflib
+import numbers
 
 from bert4x.backend import get_gelu
 
@@ -108,6 +109,7 @@ class Options:
 
     def _complete_options(self):
         """Derive what depends on other options, and check what must fit together."""
+        self._check_sizes()
         self.hidden_act = self.resolve_activation(self.hidden_act)
         if self.keep_tokens is not None:
             self.keep_tokens = [int(token) for token in self.keep_tokens]
@@ -126,6 +128,19 @@ class Options:
         for name in ("dropout_rate", "attention_dropout_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
+
+    def _check_sizes(self):
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in sizes:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        if self.keep_tokens is not None and not len(self.keep_tokens):
+            raise ValueError("keep_tokens must name at least one token; got an empty list. Leave it out to keep all.")
+        for item in self.compound_tokens or ():
+            ids = item[0] if isinstance(item, tuple) else item
+            if not isinstance(ids, (list, tuple)) or not ids:
+                raise ValueError(f"compound_tokens must be lists of ids or pairs (ids, weights); one is {item!r}")
 
     def refuse(self, *names, why):
         """Raise ValueError if one of these options, which the family cannot have, is set."""

@@ -90,6 +90,10 @@ def load_weights(model, path):
         path: file written by `model.save_weights`.
     Raises: CheckpointError listing what is left over on either side; then nothing was changed.
     """
+    if not str(path).endswith(".weights.h5"):
+        raise ValueError(f"Keras weight files end in .weights.h5; got {path}. See load_weights_from_checkpoint.")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no weight file at {path}")
     with h5py.File(path, "r") as file:
         held, has_optimizer = _datasets(file), "optimizer" in file
     # `weights` leaves out the states of random seeds and metrics, which Keras does not save.

@@ -107,6 +107,11 @@ class LoadReport:
             f"{self.source}: {len(self.loaded)} variables loaded ({self.loaded_parameters:,} parameters), "
             f"{len(self.initialized)} initialised ({self.initialized_parameters:,} parameters)"
         ]
+        return "\n  ".join(lines) + self.problems()
+
+    def problems(self):
+        """What is missing, of another shape, or left over: one line each."""
+        lines = [""]
         lines += [f"missing in the file: {name}" for name in self.missing]
         lines += [f"wrong shape: {name} is {got}, the model needs {want}" for name, got, want in self.mismatched]
         lines += [f"unused in the file: {name}" for name in self.unused]
@@ -313,10 +318,11 @@ def _refuse(report, tolerant):
     if not (report.missing or report.mismatched):
         return
     if tolerant:
-        warnings.warn(f"weights that keep their initial values: {report}", stacklevel=4)
+        warnings.warn(f"{report.source}: these weights keep their initial values:{report.problems()}", stacklevel=4)
         return
     raise CheckpointError(
-        f"the checkpoint does not fit the model; nothing was loaded. {report}\n"
+        f"{report.source} does not fit the model: {len(report.missing)} variables are missing, "
+        f"{len(report.mismatched)} have another shape. Nothing was loaded.{report.problems()}\n"
         "Check the configuration and the options (heads such as with_mlm need their weights), or pass "
         "ignore_invalid_weights=True to keep initial values for these."
     )

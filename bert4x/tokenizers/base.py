@@ -251,7 +251,12 @@ def _check_options(pattern, truncate_from):
 def _texts(texts):
     if isinstance(texts, str):
         raise TypeError(f"A batch is a list of texts; got one str, {texts[:20]!r}. Use encode for one text.")
-    return list(texts)
+    texts = list(texts)
+    if any(isinstance(text, tuple) for text in texts):
+        raise TypeError(
+            "A text must be a str or a list of tokens; got a tuple. For pairs: encode_batch(firsts, seconds)."
+        )
+    return texts
 
 
 def _span_array(rows, shape):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bert4x.backend import gelu_erf, get_activation
-from bert4x.models import CheckpointError, build_transformer_model
+from bert4x.backend import gelu_erf, get_activation, keras
+from bert4x.models import CheckpointError, build_transformer_model, load_weights
 from bert4x.models.weights import weight_items
 from tests.models.tiny import CONFIG, IDS, SEGMENTS, build
 
@@ -40,3 +40,46 @@ def test_one_token_needs_no_warning():
 def test_an_unknown_activation_lists_ours():
     with pytest.raises(ValueError, match="gelu_tanh"):
         get_activation("gelu_fast")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": "16"}, "hidden_size must be an integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1"),
+        ({"keep_tokens": []}, "at least one token"),
+        ({"compound_tokens": [1, 2]}, "compound_tokens must be lists of ids"),
+        ({"trainable": "("}, "no regular expression"),
+        ({"lora_rank": 0}, "lora_rank must be"),
+        ({"lora_rank": 2, "trainable": "Norm"}, "give one"),
+    ],
+)
+def test_values_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_transformer_model({**CONFIG, **{k: v for k, v in options.items() if k in CONFIG}},
+                                **{k: v for k, v in options.items() if k not in CONFIG})
+
+
+def test_a_model_that_is_no_family():
+    with pytest.raises(TypeError, match="subclass of Transformer"):
+        build_transformer_model(CONFIG, model=dict)
+
+
+def test_a_condition_must_be_an_input():
+    with pytest.raises(ValueError, match="additional_input_layers"):
+        build_transformer_model(CONFIG, layer_norm_cond=keras.Input((4,)))
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.h5", "model.keras"])
+def test_a_checkpoint_is_not_written_under_a_name_of_another_format(name, tmp_path):
+    with pytest.raises(ValueError, match="safetensors"):
+        build("bert").save_weights_as_checkpoint(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_weights_names_the_suffix_and_an_absent_file(tmp_path):
+    model = build("bert").model
+    with pytest.raises(ValueError, match=r"\.weights\.h5"):
+        load_weights(model, tmp_path / "best_model.weights")
+    with pytest.raises(FileNotFoundError, match="no weight file"):
+        load_weights(model, tmp_path / "best_model.weights.h5")
