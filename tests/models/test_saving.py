@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -253,16 +254,16 @@ def test_save_pretrained_refuses_what_is_not_ours(tmp_path):
 
 # ---- memory
 
-MEMORY = """
-import resource, sys
-import numpy as np
+MEMORY = r"""
+import re, sys
 from bert4x.models import build_transformer_model, open_checkpoint
 config, path, tiny_config, tiny = eval(sys.argv[1]), sys.argv[2], eval(sys.argv[3]), sys.argv[4]
 build_transformer_model(tiny_config, tiny)  # what the libraries need once does not count
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+def mebibytes(kind):  # not getrusage: its peak is that of the parent, if that was larger
+    return int(re.search(kind + r":\s*(\d+)", open("/proc/self/status", encoding="utf-8").read())[1]) / 1024
+before = mebibytes("VmRSS")
 model = build_transformer_model(config, path)
-print(peak() - before, model.count_params() * 4 / 2**20)
+print(mebibytes("VmHWM") - before, model.count_params() * 4 / 2**20)
 """
 
 
@@ -270,6 +271,8 @@ print(peak() - before, model.count_params() * 4 / 2**20)
 @pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["safetensors", "tensorflow"])
 def test_loading_holds_three_copies_of_the_largest_tensor_at_most(suffix, tmp_path):
     """Peak of a fresh process that loads 340 MB, of which the token table is 41 MB (decision 23)."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the peak of a process's memory is read from /proc, which is not here")
     config = {**CONFIG, "vocab_size": 20000, "hidden_size": 512, "num_hidden_layers": 24, "intermediate_size": 2048,
               "num_attention_heads": 8}
     model = build_transformer_model(config)
@@ -279,4 +282,4 @@ def test_loading_holds_three_copies_of_the_largest_tensor_at_most(suffix, tmp_pa
     line = python(MEMORY, config, tmp_path / f"model{suffix}", CONFIG, tmp_path / f"tiny{suffix}")[-1]
     grown, size = map(float, line.split())
     largest = 20000 * 512 * 4 / 2**20
-    assert grown < size + 3 * largest + 40, f"{grown:.0f} MiB for weights of {size:.0f} MiB"
+    assert grown < size + 3 * largest + 60, f"{grown:.0f} MiB for weights of {size:.0f} MiB"
