@@ -223,7 +223,7 @@ def test_warnings_and_errors():
     with pytest.raises(ValueError, match="must not be given"):
         make_class("Adam", ["gradient_accumulation"])(0.01, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="state of the variable's shape"):
-        make("AdaFactor", ["lazy_optimization"], freeze_moments=True).build(make_variables(EMBEDDINGS))
+        make("AdaFactor", ["lazy_optimization"], freeze_moments=True).build(make_variables(EMBEDDINGS, "float32"))
 
 
 @pytest.mark.parametrize("name, options", [
