@@ -14,8 +14,8 @@ from tests.layers.rows import MASK, ROWS, SIZES
 NOT_LAYERS = {  # and where they are tested
     "Layer": "the base class",
     "Sinusoidal": "an initialiser: test_rest.py",
-    "TruncatedNormal": "an initialiser: tests/models/test_graph.py",
-    "DepthScaledNormal": "an initialiser: tests/models/test_graph.py",
+    "TruncatedNormal": "an initialiser: tests/models/test_values.py",
+    "DepthScaledNormal": "an initialiser: tests/models/test_values.py",
 }
 LONGER = {"B": 3, "T": 7, "S": 6}
 HOLDS_DENSE = [name for name in ROWS if name in ("MultiHeadAttention", "FeedForward gated")]
