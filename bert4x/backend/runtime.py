@@ -182,6 +182,11 @@ def gradient_rows(gradient):
     return rows, tf.gather(tf.math.unsorted_segment_sum(values, segments, tf.size(rows)), segments)
 
 
+def take_rows(variable, rows):
+    """Some rows of a variable, on TensorFlow, without reading the others as `ops.take` does."""
+    return tf.gather(variable.value if isinstance(variable, keras.Variable) else variable, rows)
+
+
 def row_slices(values, rows):
     """What an optimizer's `assign` takes to overwrite only some rows of a variable, on TensorFlow.
 
