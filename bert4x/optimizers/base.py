@@ -78,7 +78,11 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None):
         """Update the variables; see `keras.optimizers.Optimizer.apply`."""
-        super().apply(densified(self, grads, trainable_variables), trainable_variables)
+        super().apply(densified(self, grads, trainable_variables, self._sparse_indices()), trainable_variables)
+
+    def _sparse_indices(self):
+        """Indices of the variables whose gradients may stay slices; extensions override it."""
+        return ()
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable."""
@@ -123,7 +127,7 @@ def add_slot(optimizer, variable, name, shape=None):
 def read(variable, rows=None):
     """Values of a variable as they are now, or of some of its rows; a later assignment does not change them."""
     # A copy: otherwise TensorFlow and torch hand out the variable's own memory.
-    values = ops.copy(variable) if rows is None else ops.take(variable, rows, axis=0)
+    values = ops.copy(variable) if rows is None else runtime.take_rows(variable, rows)
     return ops.stop_gradient(values)
 
 
