@@ -73,8 +73,8 @@ class T5Base(Transformer):
             scaled = options.get("model_type") != "mt5" and options.get("tie_word_embeddings") is not False
             options = {"hidden_act": [name, "linear"] if gated else name, "scale_decoder_outputs": scaled, **options}
         if flavour == "huggingface":
-            untied = options.get("model_type") == "mt5" and options.get("tie_word_embeddings") is False
-            version = "mt5.1.1" if untied and cls.known_options()["version"] is None else None
+            mt5 = options.get("model_type") == "mt5" and cls.known_options()["version"] is None
+            version = "mt5.1.1" if mt5 else None
             rate = options.get("dropout_rate")  # one for all dropouts
             options = {"attention_dropout_rate": rate, "version": version, **options}
         return super().adapt(options, flavour)
@@ -82,8 +82,10 @@ class T5Base(Transformer):
     @classmethod
     def recognise(cls, options, checkpoint):
         """The version that the weights are of; a contradicting one is an error."""
-        given, found = options.get("version") or cls.known_options()["version"], recognise_version(checkpoint)
-        plain = "t5.1.0"
+        preset, found, plain = cls.known_options()["version"], recognise_version(checkpoint), "t5.1.0"
+        given = options.get("version") or preset
+        if given == "mt5.1.1" and preset is None and found == plain and isinstance(options.get("hidden_act"), list):
+            given = None  # transformers may tie the head of an mT5, which then is a gated T5
         if given is not None and (given == plain) != (found == plain):
             raise ValueError(
                 f"the weights of {checkpoint.source} are of {found}, not {given}: {plain} has a tied head, "
