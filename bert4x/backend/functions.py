@@ -76,18 +76,20 @@ def get_activation(name):
         raise ValueError(f"unknown activation {name!r}; there are {ours}, and Keras' own") from error
 
 
-def sinusoidal_embeddings(pos, dim, base=10000):
+def sinusoidal_embeddings(pos, dim, base=10000, *, scales=None):
     """Position vectors with sine and cosine interleaved: [p, 2i] = sin(p base^(-2i/dim)), [p, 2i+1] = cos.
 
     Args:
         pos: positions in tokens, number tensor of any shape [...].
         dim: even width.
+        scales: dim / 2 numbers with which the rates base^(-2i/dim) are multiplied.
     Shapes: returns float32 [..., dim].
     Source: arXiv:1706.03762 section 3.5.
     """
     if dim % 2:
         raise ValueError(f"dim must be even for sine and cosine pairs; got {dim}. Use {dim + 1}.")
     rate = ops.power(float(base), -2.0 * ops.arange(dim // 2, dtype="float32") / dim)
+    rate = rate if scales is None else rate * ops.convert_to_tensor(scales, dtype="float32")
     angle = ops.expand_dims(ops.cast(pos, "float32"), -1) * rate
     pairs = ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1)
     return ops.reshape(pairs, (*ops.shape(angle)[:-1], dim))

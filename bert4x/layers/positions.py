@@ -140,27 +140,28 @@ class SinusoidalPositionEmbedding(_AbsolutePositions):
     Args:
         output_dim: width, even.
         base: the longest wave is 2 pi base tokens.
+        scales: output_dim / 2 numbers with which the rates of the waves are multiplied, or None.
     Shapes: as `PositionEmbedding`. With merge_mode 'zero' the output is float32 under every policy: angles of far
         positions need it.
     Source: arXiv:1706.03762 section 3.5.
     """
 
-    def __init__(self, output_dim, *, base=10000, **kwargs):
+    def __init__(self, output_dim, *, base=10000, scales=None, **kwargs):
         super().__init__(**kwargs)
         if output_dim % 2:
             raise ValueError(f"sines and cosines come in pairs: output_dim must be even; got {output_dim}")
-        self.output_dim, self.base = output_dim, base
+        self.output_dim, self.base, self.scales = output_dim, base, scales
 
     def vectors(self, x, ids):
         """The vectors of the given positions, or of 0 .. T - 1; float32."""
         ids = ops.arange(ops.shape(x)[1])[None] if ids is None else ids
-        return sinusoidal_embeddings(ids, self.output_dim, self.base)
+        return sinusoidal_embeddings(ids, self.output_dim, self.base, scales=self.scales)
 
     def vector_dtype(self):
         return "float32" if self.merge_mode == "zero" else self.compute_dtype
 
     def get_config(self):
-        return {**super().get_config(), "output_dim": self.output_dim, "base": self.base}
+        return {**super().get_config(), "output_dim": self.output_dim, "base": self.base, "scales": self.scales}
 
 
 def sinusoidal_table(rows, width):
