@@ -1,5 +1,7 @@
 """Decoders of LLaMA's shape: LLaMA, Mistral, Qwen2."""
 
+import numpy as np
+
 from bert4x.layers import CausalMask, SinusoidalPositionEmbedding
 from bert4x.models.applications import LanguageModel
 from bert4x.models.base import Transformer
@@ -18,6 +20,7 @@ class LLaMA(LanguageModel, Transformer):
         use_qkv_bias: biases of query, key and value (Qwen2).
         use_out_bias: a bias of the attention's output too (LLaMA files with attention_bias).
         rope_theta: base of the rotary positions.
+        rope_scaling: None, or a dict of HuggingFace's with rope_type 'linear' or 'llama3'; see `rate_scales`.
         sliding_window: each token sees itself and the sliding_window - 1 before it (Mistral); None: all.
         tie_word_embeddings: the output head is the token table. Weights that have a head of their own decide otherwise.
         attention_mask: "keys" (an input [B, T]) serves padding on the left: only differences of positions count here.
@@ -35,6 +38,7 @@ class LLaMA(LanguageModel, Transformer):
         "use_qkv_bias": False,
         "use_out_bias": False,
         "rope_theta": 10000.0,
+        "rope_scaling": None,
         "sliding_window": None,
         "tie_word_embeddings": False,
     }
@@ -50,15 +54,19 @@ class LLaMA(LanguageModel, Transformer):
 
     @classmethod
     def adapt(cls, options, flavour):
-        rope = options.get("rope_parameters") or options.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise CheckpointError(f"rope_type must be 'default'; got {kind!r}, positions that we lack")
-        if options.get("mlp_bias"):
-            raise CheckpointError("mlp_bias must be false; the configuration sets it")
+        if options.get("mlp_bias") or options.get("partial_rotary_factor", 1) != 1:
+            raise CheckpointError("mlp_bias must be false and partial_rotary_factor 1; the configuration differs")
         biases = {"use_qkv_bias": options.get("attention_bias"), "use_out_bias": options.get("attention_bias")}
-        options = {"rope_theta": rope.get("rope_theta"), **biases, **options, "sliding_window": cls._window(options)}
+        options = {**biases, **options, **cls._rope(options), "sliding_window": cls._window(options)}
         return super().adapt(options, flavour)
+
+    @staticmethod
+    def _rope(options):
+        """rope_theta and rope_scaling of a configuration, which has them in one dict, new, or apart, old."""
+        rope = dict(options.get("rope_parameters") or options.get("rope_scaling") or {})
+        theta, kind = rope.pop("rope_theta", options.get("rope_theta")), rope.pop("type", "default")
+        rope = {"rope_type": kind, **rope}
+        return {"rope_theta": theta, "rope_scaling": rope if rope["rope_type"] != "default" else None}
 
     @staticmethod
     def _window(options):
@@ -81,6 +89,8 @@ class LLaMA(LanguageModel, Transformer):
         super()._complete_options()
         if not isinstance(self.hidden_act, list):
             self.hidden_act = [self.hidden_act, "linear"]
+        if self.rope_scaling:
+            rate_scales(self.attention_key_size, self.rope_theta, self.rope_scaling)  # raises for unknown kinds
         if self.use_out_bias and not self.use_qkv_bias:
             raise ValueError("use_out_bias needs use_qkv_bias: the biases are those of all four projections")
         if self.num_attention_heads % (self.num_key_value_heads or 1):
@@ -114,6 +124,7 @@ class LLaMA(LanguageModel, Transformer):
             SinusoidalPositionEmbedding,
             output_dim=self.attention_key_size,
             base=self.rope_theta,
+            scales=self.rope_scaling and rate_scales(self.attention_key_size, self.rope_theta, self.rope_scaling),
             merge_mode="zero",
         )
         return layer(x)
@@ -128,14 +139,16 @@ class LLaMA(LanguageModel, Transformer):
         return self.dense(x, "LM-Head", self.vocab_size)
 
     def pretrained_extras(self):
-        activation, theta = self.hidden_act[0], self.rope_theta
+        activation, scaling = self.hidden_act[0], self.rope_scaling or {"rope_type": "default"}
         names = {"gelu_tanh": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
         return {
             **self._pretrained_kind(),
             "hidden_act": names.get(activation, activation),
             "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
-            "rope_theta": theta,  # transformers before version 5 reads this one
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+            "rope_parameters": {**scaling, "rope_theta": self.rope_theta},
+            # what transformers before version 5 reads
+            "rope_theta": self.rope_theta,
+            **({"rope_scaling": {**scaling, "rope_theta": self.rope_theta}} if self.rope_scaling else {}),
             "tie_word_embeddings": self.tie_word_embeddings,
         }
 
@@ -184,3 +197,26 @@ class LLaMA(LanguageModel, Transformer):
             },
             f"{feed_forward}-Norm": {"gamma": f"{block}/post_attention_layernorm/gamma"},
         }
+
+
+def rate_scales(size, theta, scaling):
+    """What `rope_scaling` multiplies the size / 2 rates theta^(-2i/size) of rotation with, so that far positions fit.
+
+    linear: 1 / factor. llama3: 1 for waves shorter than P / high_freq_factor tokens, 1 / factor for those longer than
+    P / low_freq_factor, between them a mixture, linear in P / wavelength; P is original_max_position_embeddings.
+
+    Source: arXiv:2306.15595 (linear); arXiv:2407.21783 section 3.4 (llama3).
+    """
+    kind, numbers = scaling.get("rope_type", scaling.get("type")), ("factor",)
+    if kind == "llama3":
+        numbers += ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    lacking = [name for name in numbers if not scaling.get(name)]
+    if kind not in ("linear", "llama3") or lacking or scaling.get("partial_rotary_factor", 1) != 1:
+        raise CheckpointError(f"rope_type must be 'default', 'linear' or 'llama3', with its numbers; got {scaling}")
+    factor = scaling["factor"]
+    if kind == "linear":
+        return [1 / factor] * (size // 2)
+    low, high, length = (scaling[name] for name in numbers[1:])
+    waves = 2 * np.pi * float(theta) ** (np.arange(0, size, 2) / size)
+    kept = np.clip((length / waves - low) / (high - low), 0, 1)
+    return (kept + (1 - kept) / factor).tolist()

@@ -33,6 +33,7 @@ ROWS = {
     "mt5.1.1": ("mt5.1.1", {**GATED, "num_decoder_layers": 3}),
     "llama": ("llama", LLAMA),
     "llama-tied": ("llama", {**LLAMA, "tie_word_embeddings": True, "attention_head_size": 6, "rope_theta": 1e6}),
+    "llama-scaled": ("llama", {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "llama-qkv-biases": ("llama", {**LLAMA, "use_qkv_bias": True, "sliding_window": 3}),
     "llama-all-biases": ("llama", {**LLAMA, "use_qkv_bias": True, "use_out_bias": True, "num_key_value_heads": None}),
     "llama-window": ("llama", {**LLAMA, "sliding_window": 2, "num_key_value_heads": 1}),

@@ -45,6 +45,13 @@ def test_what_a_gpt_configuration_leaves_out():
         assert (builder.max_position, builder.mask_zero, len(builder.inputs)) == (512, False, 1)
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 HUGGINGFACE = {  # configuration -> options
     "gpt2-erf": ({"model_type": "gpt2", "activation_function": "gelu"}, {"hidden_act": "gelu_erf"}),
     "gpt2": ({"model_type": "gpt2"}, {"hidden_act": "gelu_tanh", "max_position": 1024, "vocab_size": 50257}),
@@ -59,6 +66,10 @@ HUGGINGFACE = {  # configuration -> options
     "llama": ({"model_type": "llama", "rope_theta": 5e5}, {"rope_theta": 5e5, "use_qkv_bias": False}),
     "llama-new": ({"model_type": "llama", "rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}},
                   {"rope_theta": 7.0, "hidden_act": ["silu", "linear"], "layer_norm_eps": 1e-6}),
+    "llama-3": ({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3},
+                {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+    "llama-old": ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
+                  {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "llama-biases": ({"model_type": "llama", "attention_bias": True}, {"use_qkv_bias": True, "use_out_bias": True}),
 }  # fmt: skip
 
@@ -104,8 +115,10 @@ def test_errors(row):
 
 
 REFUSED = {
-    "positions": ({"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "got 'yarn'"),
-    "old positions": ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "got 'dynamic'"),
+    "positions": ({"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    "lacking": ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "with its numbers"),
+    "partial": ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor 1"),
+    "old positions": ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
     "biases": ({"model_type": "llama", "mlp_bias": True}, "mlp_bias must be false"),
     "windows": ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 3}, "max_window_layers"),
     "scores": ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn"),

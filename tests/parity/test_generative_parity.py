@@ -25,6 +25,15 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "factor": 3.0}
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 
 # row -> (transformers' class, configuration)
@@ -43,6 +52,8 @@ MODELS = {
     "mt5": ("MT5ForConditionalGeneration", GATED),
     "llama": ("LlamaForCausalLM", LLAMA),
     "llama-tied": ("LlamaForCausalLM", {**LLAMA, **ROPE, "tie_word_embeddings": True, "head_dim": 10}),
+    "llama-3": ("LlamaForCausalLM", {**LLAMA, "head_dim": 16, "rope_parameters": LLAMA3}),
+    "llama-linear": ("LlamaForCausalLM", {**LLAMA, "rope_parameters": {**ROPE["rope_parameters"], **LINEAR}}),
     "llama-biases": ("LlamaForCausalLM", {**LLAMA, "attention_bias": True, "num_key_value_heads": 4}),
     "qwen2": ("Qwen2ForCausalLM", {**LLAMA, **ROPE, "rms_norm_eps": 1e-4}),
     "qwen2-tied": ("Qwen2ForCausalLM", {**LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 1}),
