@@ -209,7 +209,8 @@ class T5Decoder(T5Base):
 
     def build(self, *, deferred=False):
         super().build(deferred=deferred)
-        self.model.supports_masking = True  # else Keras warns that the mask of the encoder's output is lost; it is not
+        # Else Keras warns that the mask of the encoder's output is lost, which it is not. (A loaded .keras file warns.)
+        self.model.supports_masking = True
         return self.model
 
     def get_inputs(self):

@@ -94,23 +94,18 @@ def test_lora(row, tmp_path, tolerance):
     np.testing.assert_allclose(run(merged), run(builder), rtol=0, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("row", ["gpt2", "t5.1.0", "llama-window"])
-def test_training(row):
-    """A few steps of fit with dropout, recomputed or not: the loss falls, every weight moves."""
-    losses = {}
-    for remat in (False, True):
-        options = {"final_activation": "softmax"} if row not in T5 else {"with_lm": True}
-        model = build(row, remat=remat, **options).model
-        before = [to_numpy(weight) for weight in model.trainable_weights]
-        model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
-        arrays = [to_numpy(array) for array in inputs(model)] if row in T5 else IDS
-        targets = (TARGETS if row in T5 else IDS) % 3 + 1
-        history = model.fit(arrays, targets, epochs=8, batch_size=2, verbose=0).history["loss"]
-        assert history[-1] < history[0]
-        moved = [not np.array_equal(to_numpy(w), b) for w, b in zip(model.trainable_weights, before, strict=True)]
-        assert np.mean(moved) > 0.95  # the biases of keys have no gradient
-        losses[remat] = history[0]
-    assert all(np.isfinite(list(losses.values())))
+@pytest.mark.parametrize(("row", "remat"), [("gpt2", False), ("gpt2", True), ("t5.1.0", True), ("llama-window", True)])
+def test_training(row, remat):
+    """A few steps of fit with dropout and masks, recomputed or not: the loss falls, every weight moves."""
+    model = build(row, remat=remat, **({"with_lm": True} if row in T5 else {"final_activation": "softmax"})).model
+    before = [to_numpy(weight) for weight in model.trainable_weights]
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    arrays = [to_numpy(array) for array in inputs(model)] if row in T5 else IDS
+    targets = (TARGETS if row in T5 else IDS) % 3 + 1
+    losses = model.fit(arrays, targets, epochs=8, batch_size=2, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] and np.isfinite(losses).all()
+    moved = [not np.array_equal(to_numpy(w), b) for w, b in zip(model.trainable_weights, before, strict=True)]
+    assert np.mean(moved) > 0.95  # the biases of keys have no gradient
 
 
 @pytest.mark.parametrize("row", SOME)
