@@ -23,7 +23,7 @@ else:
     )
 
 
-_ASSIGNED_BYTES = 2**23  # what `assign` copies at a time
+_ASSIGNED_BYTES = 2**20  # what `assign` copies at a time
 
 
 def backend():
