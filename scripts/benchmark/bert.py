@@ -170,13 +170,15 @@ def compare(runs, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["forward", "train"])
+    parser.add_argument("mode", nargs="?", choices=["forward", "train"], help="default: both")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    print(f"{arguments.mode}, backend {keras.backend.backend()}, {os.cpu_count()} cores")
-    if arguments.mode == "forward":
+    print(f"backend {keras.backend.backend()}, {os.cpu_count()} cores")
+    if arguments.mode != "train":
+        print("forward, BERT-base, 8 x 128")
         compare(forward_runs(BASE, 8, 128), arguments.repeats)
-    else:
+    if arguments.mode != "forward":
+        print("training step, 4 layers, 16 x 128")
         compare(train_runs({**BASE, "num_hidden_layers": 4}, 16, 128), arguments.repeats)
 
 
