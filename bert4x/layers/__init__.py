@@ -2,7 +2,7 @@
 
 from bert4x.layers.attention import MultiHeadAttention
 from bert4x.layers.base import Layer
-from bert4x.layers.embedding import Add, Embedding
+from bert4x.layers.embedding import Add, Concatenate1D, Embedding
 from bert4x.layers.feedforward import FeedForward
 from bert4x.layers.initializers import DepthScaledNormal, TruncatedNormal
 from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
@@ -20,6 +20,7 @@ __all__ = [
     "Add",
     "CausalMask",
     "CombinedMask",
+    "Concatenate1D",
     "DepthScaledNormal",
     "Embedding",
     "FeedForward",

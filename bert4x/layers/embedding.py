@@ -1,7 +1,7 @@
 """Token embeddings that can be applied in reverse, and sums that keep masks."""
 
 from bert4x.backend import keras, ops, runtime
-from bert4x.layers.base import register
+from bert4x.layers.base import Layer, register
 
 
 @register
@@ -71,3 +71,24 @@ class Add(keras.layers.Add):
 
     def compute_mask(self, inputs, mask=None):
         return next((m for m in mask or [] if m is not None), None)
+
+
+@register
+class Concatenate1D(Layer):
+    """Tensors behind one another on the length axis: [[B, T, D], [B, S, D], ...] -> [B, T + S + ..., D].
+
+    Masks: behind one another too; a tensor without a mask counts as unmasked.
+    """
+
+    def call(self, inputs):
+        return ops.concatenate(inputs, axis=1)
+
+    def compute_mask(self, inputs, mask=None):
+        if mask is None or all(m is None for m in mask):
+            return None
+        full = [ops.ones_like(x[:, :, 0], dtype="bool") if m is None else m for x, m in zip(inputs, mask, strict=True)]
+        return ops.concatenate(full, axis=1)
+
+    def compute_output_shape(self, input_shape):
+        lengths = [shape[1] for shape in input_shape]
+        return (input_shape[0][0], None if None in lengths else sum(lengths), input_shape[0][2])

@@ -8,6 +8,7 @@ from bert4x.backend import get_activation, keras
 from bert4x.layers import (
     Add,
     CombinedMask,
+    Concatenate1D,
     Embedding,
     FeedForward,
     LayerNormalization,
@@ -29,6 +30,7 @@ class Transformer(Options):
     Attributes: the options; model, inputs, outputs, layers {name without prefix: layer}, initializer, load_report.
     """
 
+    application = "encoder"
     model_type = None  # the family's name in config.json
     use_bias = True
     attention_position = None
@@ -213,13 +215,25 @@ class Transformer(Options):
         biases = [*walk.masks] + ([] if walk.scores is None else [walk.scores])
         terms = [] if walk.position is None else [walk.position]
         o, cache, *scores = layer(
-            [x, x, x, *biases, *terms],
+            [x, *self._keys_and_values(x, name), *biases, *terms],
             a_bias=len(biases) or None,
             p_bias=self.attention_position if terms else None,
         )
         walk.caches.append(cache)
         walk.scores = scores[0] if scores else None
         return o
+
+    def _keys_and_values(self, x, name):
+        """What keys and values are made of: x, behind the states that attention_caches gives for this layer."""
+        if name not in (self.attention_caches or {}):
+            return x, x
+        if self.attention_position or self.application != "encoder":
+            raise ValueError(
+                "attention_caches put states before the keys and values of an encoder with absolute positions; "
+                f"{type(self).__name__} counts positions inside attention, or masks by position"
+            )
+        parts = zip(("Keys", "Values"), self.attention_caches[name], strict=True)
+        return [self.layer(f"{name}-Cached-{part}", Concatenate1D)([cache, x]) for part, cache in parts]
 
     def attention_options(self):
         """Arguments of every attention layer; a family adds what its own differ in."""
@@ -264,6 +278,9 @@ class Transformer(Options):
         self._deferred = deferred
         self.outputs = self.forward(roles, Pass(condition=self.layer_norm_cond))
         self._deferred = False
+        unknown = [name for name in self.attention_caches or {} if name not in self.layers]
+        if unknown:
+            raise ValueError(f"attention_caches name layers that this model lacks: {', '.join(unknown)}")
         outputs = self.outputs[0] if len(self.outputs) == 1 else self.outputs
         inputs = self.inputs[0] if len(self.inputs) == 1 else self.inputs
         try:

@@ -39,6 +39,7 @@ class Options:
         "layer_norm_cond_hidden_act": "linear",
         "additional_input_layers": None,
         "attention_mask": False,
+        "attention_caches": None,
         "output_hidden_states": False,
         "fused_attention": None,
         "remat": False,
@@ -52,7 +53,8 @@ class Options:
     }
     # Options about one use of a model rather than its shape; a key of a configuration file never sets them
     # (HuggingFace files have a `dtype` and a `prefix` of other meanings).
-    not_in_files = {"dtype", "prefix", "name", "layers", "attention_mask", "output_hidden_states", "remat"}
+    not_in_files = {"dtype", "prefix", "name", "layers", "attention_mask", "attention_caches", "remat"}
+    not_in_files |= {"output_hidden_states"}
     gelu = {"google": "gelu_erf", "huggingface": "gelu_erf"}  # what 'gelu' means in this family's files
 
     def __init__(self, **options):

@@ -28,6 +28,7 @@ COVERED = {
     "layer_norm_cond_hidden_act": "test_condition",
     "additional_input_layers": "test_condition",
     "attention_mask": "test_attention_mask",
+    "attention_caches": "test_recognised.py::test_attention_caches",
     "output_hidden_states": "test_hidden_states_equal_the_reference",
     "mask_zero": "test_mask_zero",
     "max_relative_position": "test_max_relative_position",

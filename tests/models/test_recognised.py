@@ -1,11 +1,13 @@
 """What a configuration or a file says besides shapes: heads of their own, decoders, activations that are fixed."""
 
+import numpy as np
 import pytest
 
 from bert4x.backend import gelu_erf, get_activation, keras
 from bert4x.models import CheckpointError, build_transformer_model, load_weights
 from bert4x.models.weights import weight_items
-from tests.models.tiny import CONFIG, IDS, SEGMENTS, build
+from tests.models.reference_weights import to_numpy
+from tests.models.tiny import CONFIG, IDS, SEGMENTS, build, checkpoint_of
 
 
 def test_an_output_head_of_its_own_is_refused():
@@ -83,3 +85,28 @@ def test_load_weights_names_the_suffix_and_an_absent_file(tmp_path):
         load_weights(model, tmp_path / "best_model.weights")
     with pytest.raises(FileNotFoundError, match="no weight file"):
         load_weights(model, tmp_path / "best_model.weights.h5")
+
+
+def test_attention_caches():
+    """States given for a layer stand before its keys and values; the padding mask still holds for the rest."""
+    name, random = "Transformer-1-MultiHeadSelfAttention", np.random.default_rng(0)
+    inputs = [keras.Input((None, 12)), keras.Input((None, 12))]
+    cached = build("bert", attention_caches={name: inputs}, additional_input_layers=inputs)
+    plain = build_transformer_model(CONFIG, checkpoint_of(cached), output_hidden_states=True)
+    keys, values = (random.standard_normal((2, 3, 12)).astype("float32") for _ in range(2))
+    x = to_numpy(plain([IDS, SEGMENTS])[2])
+    attended = [np.concatenate([part, x], axis=1) for part in (keys, values)]
+    allowed = np.concatenate([np.ones((2, 3), bool), IDS != 0], axis=1)
+    inner = keras.Model(cached.model.inputs, cached.model.get_layer(name).output[0])
+    o, _ = plain.get_layer(name)([x, *attended, allowed[:, None, :]], a_bias=True)
+    np.testing.assert_allclose(to_numpy(inner([IDS, SEGMENTS, keys, values])), to_numpy(o), atol=1e-5)
+
+
+def test_attention_caches_that_cannot_be():
+    inputs = [keras.Input((None, 12)), keras.Input((None, 12))]
+    caches = {"attention_caches": {"Transformer-0-MultiHeadSelfAttention": inputs}, "additional_input_layers": inputs}
+    for family, application in (("nezha", "encoder"), ("bert", "lm")):
+        with pytest.raises(ValueError, match="absolute positions"):
+            build(family, application, **caches)
+    with pytest.raises(ValueError, match="lacks: Transformer-9"):
+        build("bert", **{**caches, "attention_caches": {"Transformer-9-MultiHeadSelfAttention": inputs}})
