@@ -5,7 +5,13 @@ import numpy as np
 from keras import ops, tree
 
 from bert4x.backend.batches import as_tuples, conform
-from bert4x.backend.scopes import Replay, overridden, variables_of  # noqa: F401  `overridden` is offered here
+from bert4x.backend.scopes import (  # noqa: F401  `overridden` is offered here
+    Replay,
+    differentiating_twice,
+    may_differentiate_twice,
+    overridden,
+    variables_of,
+)
 
 _BACKEND = keras.backend.backend()
 # Only the backend in use is imported; Keras has loaded it already.
@@ -64,15 +70,19 @@ def gpu_count():
 
 
 def fused_attention_available():
-    """True where `ops.dot_product_attention` is worth using: on torch, and on any GPU (decision 16)."""
-    return _BACKEND == "torch" or gpu_count() > 0
+    """True where `ops.dot_product_attention` is worth using: on torch, and on any GPU (decision 16).
+
+    Not inside of a `value_and_grad` whose results may be differentiated: fused kernels have no second derivative.
+    """
+    return not may_differentiate_twice() and (_BACKEND == "torch" or gpu_count() > 0)
 
 
 def jit(function, *, model=None, xla=False):
     """Compile an inference function of tensors for repeated calls; it sees weights that are set later.
 
     TensorFlow: a graph for free shapes (with XLA one per shape). JAX: `jax.jit`, one program per shape, with the
-    weights as arguments; assignments to variables inside (dropout seeds) are lost. torch: eager, no gradients.
+    weights as arguments; assignments to variables inside (dropout seeds) are lost. torch: eager. The results have no
+    gradients, but `value_and_grad` may be used inside.
 
     Args:
         function: function of tensors or of structures of tensors; or a model or layer, which then runs with
@@ -111,10 +121,10 @@ def _jax_jit(function, model, xla):
 
 
 def _torch_jit(function, model, xla):
-    return torch.inference_mode()(function)
+    return torch.no_grad()(function)  # not inference_mode, in which nothing can be differentiated
 
 
-def value_and_grad(function, x, *, differentiable=True):
+def value_and_grad(function, x, *, differentiable=True, has_aux=False):
     """Value of a scalar function at x and its dense gradient there; may be nested and used in a train step.
 
     Args:
@@ -122,12 +132,19 @@ def value_and_grad(function, x, *, differentiable=True):
         x: tensor, Keras variable, or structure of them. What the function reads elsewhere is constant: to
             differentiate by a weight, pass its value as x and put it in place with `overridden`.
         differentiable: False makes both results constants, which saves time and memory on torch.
+        has_aux: the function returns (value, further tensors), and so does this function for the value.
     Returns: (value, gradient); the gradient is zero where the function does not depend on x.
     """
     x = tree.map_structure(ops.convert_to_tensor, x)
     run = {"tensorflow": _tf_value_and_grad, "jax": _jax_value_and_grad, "torch": _torch_value_and_grad}
-    result = run[_BACKEND](function, x, differentiable)
+    with differentiating_twice(differentiable or may_differentiate_twice()):
+        (value, aux), gradient = run[_BACKEND](function if has_aux else _with_no_aux(function), x, differentiable)
+    result = ((value, aux) if has_aux else value), gradient
     return result if differentiable else tree.map_structure(ops.stop_gradient, result)
+
+
+def _with_no_aux(function):
+    return lambda x: (function(x), ())
 
 
 def _tf_value_and_grad(function, x, differentiable):
@@ -135,10 +152,10 @@ def _tf_value_and_grad(function, x, differentiable):
     x = tree.map_structure(tf.identity, x)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tree.flatten(x))
-        value = function(x)
+        value, aux = function(x)
     # A part of x that the function does not use gets zeros.
     gradient = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return value, tree.map_structure(_dense, gradient, x)
+    return (value, aux), tree.map_structure(_dense, gradient, x)
 
 
 def _dense(gradient, x):
@@ -148,20 +165,105 @@ def _dense(gradient, x):
 
 
 def _jax_value_and_grad(function, x, differentiable):
-    return jax.value_and_grad(function)(x)
+    return jax.value_and_grad(function, has_aux=True)(x)
 
 
 def _torch_value_and_grad(function, x, differentiable):
     with torch.enable_grad():
         # A tensor that is being differentiated already (a weight, an outer call's x) must stay connected.
         x = tree.map_structure(lambda t: t if t.requires_grad and differentiable else t.detach().requires_grad_(), x)
-        value = function(x)
+        value, aux = function(x)
         if not value.requires_grad:  # a constant function
-            return value, tree.map_structure(torch.zeros_like, x)
+            return (value, aux), tree.map_structure(torch.zeros_like, x)
         gradient = torch.autograd.grad(
             value, tree.flatten(x), create_graph=differentiable, allow_unused=True, materialize_grads=True
         )
-    return value, tree.pack_sequence_as(x, gradient)
+    return (value, aux), tree.pack_sequence_as(x, gradient)
+
+
+def train_step(model, loss_and_outputs, *arguments):
+    """The `train_step` of a Keras model, with other words for its forward pass and loss.
+
+    Loss scaling, optimizer, loss tracker and metrics are as in Keras' own step. For a class that overrides it:
+
+        def train_step(self, *arguments):
+            return runtime.train_step(self, self.my_loss, *arguments)
+
+    Args:
+        model: compiled model.
+        loss_and_outputs: function (x, y, sample_weight) -> (scalar loss, outputs for the metrics). It may run the model
+            any number of times, each in an `overridden` block, so that losses of layers are those of that pass.
+        arguments: what Keras passes: on JAX (state, batch), else (batch,).
+    """
+    step = {"tensorflow": _tf_train_step, "jax": _jax_train_step, "torch": _torch_train_step}
+    return step[_BACKEND](model, loss_and_outputs, *arguments)
+
+
+def _batch_size(x):
+    return ops.shape(next(part for part in tree.flatten(x) if part is not None))[0]
+
+
+def _tf_train_step(model, loss_and_outputs, batch):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    with tf.GradientTape() as tape:
+        loss, outputs = loss_and_outputs(x, y, sample_weight)
+        scaled = model.optimizer.scale_loss(loss)
+    weights = model.trainable_weights
+    model.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+    # Keras has divided the loss by the number of replicas, whose gradients are added.
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    model._loss_tracker.update_state(loss * replicas, sample_weight=_batch_size(x))
+    return model.compute_metrics(x, y, outputs, sample_weight)
+
+
+def _jax_train_step(model, loss_and_outputs, state, batch):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    kept = [*model.non_trainable_variables, *model.metrics_variables]
+    variables = [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
+    variables += model.metrics_variables
+    trainable, *others, metrics = state
+
+    def scaled_loss(trainable):
+        values = [*trainable, *(value for part in (*others, metrics) for value in part)]
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)) as scope:
+            loss, outputs = loss_and_outputs(x, y, sample_weight)
+            scaled = model.optimizer.scale_loss(loss)
+        return scaled, (loss, outputs, [scope.get_current_value(v) for v in kept])
+
+    gradients, (loss, outputs, values) = jax.grad(scaled_loss, has_aux=True)(trainable)
+    trainable, optimizer = model.optimizer.stateless_apply(others[1], gradients, trainable)
+    split = len(model.non_trainable_variables)
+    logs, metrics = model._update_metrics_variables(values[split:], loss, x, y, outputs, sample_weight)
+    return logs, (trainable, values[:split], optimizer, metrics)
+
+
+def _torch_train_step(model, loss_and_outputs, batch):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    weights = model.trainable_weights
+    loss, outputs = loss_and_outputs(x, y, sample_weight)
+    scaled = model.optimizer.scale_loss(loss)
+    gradients = torch.autograd.grad(scaled, [v.value for v in weights], allow_unused=True)
+    with torch.no_grad():
+        model.optimizer.apply(list(gradients), weights)
+    model._loss_tracker.update_state(loss.detach(), sample_weight=_batch_size(x))
+    return model.compute_metrics(x, y, outputs, sample_weight)
+
+
+def standard_normal(shape, seed, step):
+    """Normal noise, float32, that depends on the two integers only and needs no seed variable.
+
+    Args:
+        shape: of the result; may hold tensors on TensorFlow.
+        seed: Python integer.
+        step: integer tensor or number; another step gives other noise.
+    """
+    if _BACKEND == "tensorflow":
+        return tf.random.stateless_normal(shape, [seed, tf.cast(step, "int32")])
+    if _BACKEND == "jax":
+        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), step), shape)
+    device = ops.convert_to_tensor(step).device
+    generator = torch.Generator(device).manual_seed(seed * 2**32 + int(step))
+    return torch.randn(tuple(shape), generator=generator, device=device)
 
 
 def dense_gradient(gradient, variable):

@@ -73,6 +73,50 @@ def keras_state(**values):
             global_state.set_global_attribute(name, value)
 
 
+def differentiating_twice(wanted):
+    """State for the block whether what it computes may be differentiated twice."""
+    return keras_state(bert4x_second_derivative=bool(wanted))
+
+
+def may_differentiate_twice():
+    """What the innermost `differentiating_twice` says, False outside of all."""
+    return bool(global_state.get_global_attribute("bert4x_second_derivative"))
+
+
+@contextlib.contextmanager
+def first_output(layer, change):
+    """In the block, the first call of a layer returns change(output); what it returns later stays.
+
+    The first only, since a token embedding is called again where its table serves as the output layer.
+
+    Args:
+        layer: built or unbuilt layer somewhere in the model that runs in the block.
+        change: function of the output tensor; returns a tensor of the same shape.
+    """
+    plain = layer.__class__
+    changes = [change]
+    # A class of its own for the block, since one instance's `call` is to differ and not that of its class.
+    layer.__class__ = type(plain.__name__, (_ChangedOutput, plain), {"_changes": changes})
+    try:
+        yield
+    finally:
+        layer.__class__ = plain
+
+
+class _ChangedOutput:
+    """Mixed into a layer's class by `first_output`."""
+
+    def call(self, *args, **kwargs):
+        output = super().call(*args, **kwargs)
+        return self._changes.pop()(output) if self._changes else output
+
+
+def value_or_none(variable):
+    """Value of a variable; None inside a StatelessScope that does not have it, as JAX's training step is to layers."""
+    scope = global_state.get_global_attribute("stateless_scope")
+    return variable.value if scope is None else scope.get_current_value(variable)
+
+
 class Replay:
     """A function that uses a layer's variables, made pure: the same arguments give the same result each time.
 
