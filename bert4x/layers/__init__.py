@@ -3,8 +3,10 @@
 from bert4x.layers.attention import MultiHeadAttention
 from bert4x.layers.base import Layer
 from bert4x.layers.embedding import Add, Concatenate1D, Embedding
+from bert4x.layers.exposure import ExpectedEmbedding, HighestScores, PreviousOutputs, RandomReplacement
 from bert4x.layers.feedforward import FeedForward
 from bert4x.layers.initializers import DepthScaledNormal, TruncatedNormal
+from bert4x.layers.loss import Loss, SequenceCrossEntropy
 from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
 from bert4x.layers.norms import LayerNormalization, ScaleOffset
 from bert4x.layers.pooling import FirstToken, GlobalAveragePooling1D, GlobalMaxPooling1D
@@ -14,6 +16,7 @@ from bert4x.layers.positions import (
     RelativePositionEmbeddingT5,
     Sinusoidal,
     SinusoidalPositionEmbedding,
+    SlotPositions,
 )
 
 __all__ = [
@@ -23,19 +26,26 @@ __all__ = [
     "Concatenate1D",
     "DepthScaledNormal",
     "Embedding",
+    "ExpectedEmbedding",
     "FeedForward",
     "FirstToken",
     "GlobalAveragePooling1D",
     "GlobalMaxPooling1D",
+    "HighestScores",
     "Layer",
     "LayerNormalization",
+    "Loss",
     "MultiHeadAttention",
     "PositionEmbedding",
+    "PreviousOutputs",
+    "RandomReplacement",
     "RelativePositionEmbedding",
     "RelativePositionEmbeddingT5",
     "ScaleOffset",
+    "SequenceCrossEntropy",
     "Sinusoidal",
     "SinusoidalPositionEmbedding",
+    "SlotPositions",
     "TruncatedNormal",
     "UniLMMask",
 ]

@@ -44,7 +44,8 @@ class MultiHeadAttention(Layer):
         rotary_half: the same table, for the pairs (0, K/2), (1, K/2 + 1) ... (LLaMA)
         typical_relative: vectors [T, S, K], for keys and values
         t5_relative: numbers [T, S, H]
-        cache, start: keys and values [B, S, G, .] of all slots, and the slot where this call's T tokens begin.
+        cache, start: keys and values [B, S, G, .] of all slots, and the slot where this call's T tokens begin. A cache
+            without `start` is complete: q attends to it, and the inputs k and v are not used (cross-attention).
     Shapes:  (B batch, T queries, S keys, D width, H heads, K key width)
         q float [B, T, D], k and v float [B, S, D]
         a_bias: bool (True = allowed, ANDed) or float (added): [T, S], [B, T, S] or [B, H, T, S], 1 broadcasts
@@ -118,6 +119,8 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"p_bias must be one of {_POSITIONS}; got {p_bias!r}")
         if start is not None and cache is None:
             raise ValueError("`start` tells where new tokens begin in a cache; got start without cache")
+        if cache is not None and start is None and p_bias is not None:
+            raise ValueError(f"a complete cache (no `start`) holds no positions of its keys; got p_bias={p_bias!r}")
         expected = 3 + int(a_bias or 0) + (p_bias is not None)
         if len(inputs) != expected:
             raise ValueError(
@@ -131,11 +134,14 @@ class MultiHeadAttention(Layer):
         """
         biases, position = (extras[:-1], extras[-1]) if p_bias else (extras, None)
         q = self._heads(self.query(q), self.heads)
-        k = self._heads(self.key(k), self.key_value_heads)
-        v = self._heads(self.value(v), self.key_value_heads)
+        if cache is not None and start is None:
+            k, v = cache
+        else:
+            k = self._heads(self.key(k), self.key_value_heads)
+            v = self._heads(self.value(v), self.key_value_heads)
         if p_bias in ("rotary", "rotary_half"):
             q, k = apply_rotary_position_embeddings(position, q, k, halves=p_bias == "rotary_half")
-        if cache is not None:
+        if start is not None:
             k, v = (ops.slice_update(old, (0, start, 0, 0), new) for old, new in zip(cache, (k, v), strict=True))
         if p_bias == "t5_relative":
             biases = [*biases, ops.transpose(position, (2, 0, 1))[None] * self._scale]

@@ -11,9 +11,11 @@ _MERGE_MODES = ("add", "mul", "zero", "concat")
 
 
 class _AbsolutePositions(Layer):
-    """x [B, T, D], or [x, position ids [B, T]] with `custom_position_ids`, merged with one vector per position.
+    """x [B, T, D], or [x, position ids [B, T]], merged with one vector per position.
 
     merge_mode: 'add' x + E, 'mul' x (1 + E), 'zero' E alone, 'concat' [x, E].
+    custom_position_ids: ids must be given; otherwise they may be (the graph of one decoding step does), and are
+        0 .. T - 1 by default.
     """
 
     def __init__(self, *, merge_mode="add", custom_position_ids=False, **kwargs):
@@ -23,7 +25,7 @@ class _AbsolutePositions(Layer):
         self.merge_mode, self.custom_position_ids = merge_mode, custom_position_ids
 
     def call(self, inputs):
-        x, ids = inputs if self.custom_position_ids else (inputs, None)
+        x, ids = self._split(inputs)
         vectors = self.vectors(x, ids)
         if self.merge_mode == "zero":
             return vectors
@@ -35,17 +37,27 @@ class _AbsolutePositions(Layer):
         shape = (*ops.shape(x)[:-1], self.output_dim)
         return ops.concatenate([x, ops.broadcast_to(vectors, shape)], axis=-1)
 
+    def _split(self, inputs):
+        """x and the position ids, or None."""
+        if isinstance(inputs, (list, tuple)):
+            return inputs
+        if self.custom_position_ids:
+            raise ValueError(f"{self.name} has custom_position_ids: call it with [x, position ids]; got x alone")
+        return inputs, None
+
     def compute_output_shape(self, input_shape):
-        shape = input_shape[0] if self.custom_position_ids else input_shape
+        given = isinstance(input_shape[0], (list, tuple))
+        shape = input_shape[0] if given else input_shape
         if self.merge_mode == "zero":
-            return (shape[0] if self.custom_position_ids else 1, shape[1], self.output_dim)
+            return (shape[0] if given else 1, shape[1], self.output_dim)
         return (*shape[:-1], shape[-1] + self.output_dim) if self.merge_mode == "concat" else shape
 
     def compute_output_spec(self, inputs):
         # A table sliced by a length that is still None must not run on placeholder shapes.
-        x = inputs[0] if self.custom_position_ids else inputs
-        self.check_length(x.shape[1])
-        shapes = [t.shape for t in inputs] if self.custom_position_ids else inputs.shape
+        x, ids = self._split(inputs)
+        if ids is None:
+            self.check_length(x.shape[1])
+        shapes = x.shape if ids is None else [x.shape, ids.shape]
         return keras.KerasTensor(self.compute_output_shape(shapes), dtype=self.vector_dtype())
 
     def check_length(self, length):
@@ -117,7 +129,7 @@ class PositionEmbedding(_AbsolutePositions):
 
     def check_length(self, length):
         limit = self.input_dim if self.hierarchical is None else self.input_dim**2
-        if length is not None and length > limit and not self.custom_position_ids:
+        if length is not None and length > limit:
             raise ValueError(
                 f"{self.name} covers {limit} positions; got a sequence of {length} tokens. "
                 "Truncate the input, use hierarchical_position=True, or a family with relative positions."
@@ -164,6 +176,25 @@ class SinusoidalPositionEmbedding(_AbsolutePositions):
         return {**super().get_config(), "output_dim": self.output_dim, "base": self.base, "scales": self.scales}
 
 
+@register
+class SlotPositions(Layer):
+    """Positions of T tokens in the slots from `start` of rows that begin at `padding`: max(start + t - padding, 0).
+
+    Shapes: [ids [B, T], start [], padding [B]] -> int32 [B, T].
+    """
+
+    def call(self, inputs):
+        ids, start, padding = inputs
+        slots = start + ops.arange(ops.shape(ids)[1])
+        return ops.maximum(slots[None, :] - padding[:, None], 0)
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs[0].shape, dtype="int32")
+
+
 def sinusoidal_table(rows, width):
     """The table of `sinusoidal_embeddings` for positions 0 .. rows - 1, as float32 numpy [rows, width]."""
     rate = np.power(10000.0, -2.0 * np.arange(width // 2) / width)
@@ -180,7 +211,10 @@ class Sinusoidal(keras.initializers.Initializer):
 
 
 class _RelativePositions(Layer):
-    """Inputs [q, k], of which only the lengths matter; a table indexed by key position - query position."""
+    """Inputs [q, k], of which only the lengths matter; a table indexed by key position - query position.
+
+    start: position of the first query, where the keys begin at 0 (a cache); 0 by default.
+    """
 
     def __init__(self, input_dim, output_dim, *, embeddings_initializer="zeros", **kwargs):
         super().__init__(**kwargs)
@@ -194,9 +228,11 @@ class _RelativePositions(Layer):
             initializer=self.embeddings_initializer,
         )
 
-    def call(self, inputs):
+    def call(self, inputs, start=None):
         q, k = inputs
-        relative = ops.arange(ops.shape(k)[1])[None, :] - ops.arange(ops.shape(q)[1])[:, None]
+        queries = ops.arange(ops.shape(q)[1])
+        queries = queries if start is None else queries + start
+        relative = ops.arange(ops.shape(k)[1])[None, :] - queries[:, None]
         return ops.take(self.embeddings, self.index(relative), axis=0)
 
     def compute_mask(self, inputs, mask=None):
@@ -205,7 +241,7 @@ class _RelativePositions(Layer):
     def compute_output_shape(self, input_shape):
         return (input_shape[0][1], input_shape[1][1], self.output_dim)
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs, start=None):
         return keras.KerasTensor(self.compute_output_shape([t.shape for t in inputs]), dtype=self.compute_dtype)
 
     def get_config(self):

@@ -10,16 +10,17 @@ class LanguageModel:
     causal = True
 
     def application_mask(self, inputs, walk):
-        return self.layer("Attention-LM-Mask", CausalMask)(inputs["token"])
+        return self.layer("Attention-LM-Mask", CausalMask)(inputs["token"], **walk.slots())
 
 
 class UnifiedLanguageModel:
     """Mixin: segment 0 is a source seen both ways, segment 1 a target seen causally. Source: arXiv:1905.03197."""
 
     application = "unilm"
+    next_segment = 1
 
     def application_mask(self, inputs, walk):
-        return self.layer("Attention-UniLM-Mask", UniLMMask)(inputs["segment"])
+        return self.layer("Attention-UniLM-Mask", UniLMMask)(inputs["segment"], **walk.slots())
 
 
 def extend_with_language_model(base):

@@ -15,7 +15,7 @@ from bert4x.layers import (
     MultiHeadAttention,
     TruncatedNormal,
 )
-from bert4x.models import weights
+from bert4x.models import step, weights
 from bert4x.models.blocks import Pass, post_norm
 from bert4x.models.checkpoint import open_checkpoint, write_safetensors, write_tensorflow
 from bert4x.models.options import Options
@@ -31,6 +31,7 @@ class Transformer(Options):
     """
 
     application = "encoder"
+    next_segment = None  # of generated tokens: that of the last token before them, unless an application says otherwise
     model_type = None  # the family's name in config.json
     use_bias = True
     attention_position = None
@@ -95,8 +96,10 @@ class Transformer(Options):
         arguments = {"kernel_initializer": self.initializer, "use_bias": self.use_bias, **arguments}
         return self.layer(name, keras.layers.Dense, units=units, activation=get_activation(activation), **arguments)(x)
 
-    def activation(self, x, name, activation):
-        """An output activation, computed in float32."""
+    def activation(self, x, name, activation, walk):
+        """An output activation, computed in float32. A decoding step needs the logits: it has none."""
+        if walk.is_step:
+            name, activation = "Step-Logits", "linear"
         return self.layer(name, keras.layers.Activation, activation=get_activation(activation), dtype="float32")(x)
 
     @property
@@ -164,6 +167,11 @@ class Transformer(Options):
 
     def forward(self, inputs, walk):
         """Walk through the graph once: embeddings, blocks, head. Returns the list of outputs."""
+        outputs = self.head(self.body(inputs, walk), walk)
+        return outputs + walk.hidden_states if self.output_hidden_states else outputs
+
+    def body(self, inputs, walk):
+        """Embeddings and blocks: the last hidden states [B, T, D]."""
         x = self.embed(inputs, walk)
         walk.hidden_states.append(x)
         walk.masks = self._masks(inputs, walk)
@@ -171,8 +179,7 @@ class Transformer(Options):
         for index in range(self.num_blocks):
             x = self.block(x, index, walk)
             walk.hidden_states.append(x)
-        outputs = self.head(x, walk)
-        return outputs + walk.hidden_states if self.output_hidden_states else outputs
+        return x
 
     def attention_mask_input(self):
         """The input that the option attention_mask asks for, {role: tensor}."""
@@ -218,6 +225,7 @@ class Transformer(Options):
             [x, *self._keys_and_values(x, name), *biases, *terms],
             a_bias=len(biases) or None,
             p_bias=self.attention_position if terms else None,
+            **walk.cache(),
         )
         walk.caches.append(cache)
         walk.scores = scores[0] if scores else None
@@ -274,7 +282,7 @@ class Transformer(Options):
         if self.model is not None:
             return self.model
         roles = self.get_inputs()
-        self.inputs = [*roles.values(), *self._additional_inputs()]
+        self.inputs = [*roles.values(), *self.additional_inputs()]
         self._deferred = deferred
         self.outputs = self.forward(roles, Pass(condition=self.layer_norm_cond))
         self._deferred = False
@@ -295,12 +303,29 @@ class Transformer(Options):
         self.model.builder = self
         return self.model
 
+    def build_step(self, max_length=None, *, last_only=False):
+        """The graph of one decoding step, of the same layers; see `bert4x.models.step.build_step`."""
+        return step.build_step(self, max_length, last_only=last_only)
+
+    def build_context(self):
+        """For a decoder: encoder inputs -> keys and values of its cross-attention. None: there is no encoder."""
+        return None
+
+    def step_inputs(self):
+        """The inputs of a decoding step besides caches and slots, {role: tensor}."""
+        return {role: keras.Input((None,), dtype=x.dtype, name=role) for role, x in self.get_inputs().items()}
+
+    @property
+    def compute_dtype(self):
+        """The compute dtype of the layers."""
+        return keras.dtype_policies.get(self.dtype).compute_dtype
+
     @property
     def output(self):
         """The output of the model: one tensor, or a list."""
         return self.model.output
 
-    def _additional_inputs(self):
+    def additional_inputs(self):
         extra = self.additional_input_layers
         if extra is None:
             return []

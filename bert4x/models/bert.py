@@ -139,7 +139,7 @@ class BERT(Transformer):
         x = self.norm(x, "MLM-Norm", walk)
         x = self.token_embedding(x, mode="dense")
         x = self.layer("MLM-Bias", ScaleOffset, scale=False)(x)
-        return self.activation(x, "MLM-Activation", self.head_activation(self.with_mlm, "softmax"))
+        return self.activation(x, "MLM-Activation", self.head_activation(self.with_mlm, "softmax"), walk)
 
     @property
     def mlm_act(self):

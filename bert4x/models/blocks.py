@@ -13,10 +13,15 @@ class Pass:
     condition: the condition of all layer norms, or None.
     positions: position ids [B, T] given by the user, or None.
     scores: the attention scores handed to the next layer (residual attention), or None.
-    caches: one (keys, values) per attention call, in order: given ones in a step graph, and those made in this walk.
-    start: the slot where this walk's tokens begin (step graph), or None.
+    caches: one (keys, values) per call of self-attention, in order, made in this walk.
     context: encoder states for cross-attention, and context_masks: bool [B, S] each, which of them count.
     hidden_states: the embedding output, then one per block.
+
+    In the graph of one decoding step also
+    start: the slot where this walk's tokens begin; None in the full graph.
+    padding: int [B], the slot where each row begins.
+    given: one (keys, values) of all slots per call of self-attention, numbered by call: ALBERT calls one layer often.
+    given_context: (keys, values) of the encoder states, for each block.
     """
 
     masks: list = dataclasses.field(default_factory=list)
@@ -25,10 +30,34 @@ class Pass:
     positions: Any = None
     scores: Any = None
     caches: list = dataclasses.field(default_factory=list)
-    start: Any = None
     context: Any = None
     context_masks: list = dataclasses.field(default_factory=list)
     hidden_states: list = dataclasses.field(default_factory=list)
+    start: Any = None
+    padding: Any = None
+    given: list = dataclasses.field(default_factory=list)
+    given_context: list = dataclasses.field(default_factory=list)
+
+    @property
+    def is_step(self):
+        """Whether this is the graph of one decoding step."""
+        return self.start is not None
+
+    def cache(self):
+        """What the next call of self-attention gets besides its inputs."""
+        return {"cache": self.given[len(self.caches)], "start": self.start} if self.is_step else {}
+
+    def context_cache(self):
+        """What the cross-attention of this block, called after its self-attention, gets besides its inputs."""
+        return {"cache": self.given_context[len(self.caches) - 1]} if self.is_step else {}
+
+    def slots(self):
+        """What an application's mask gets besides its input."""
+        return {"start": self.start, "padding": self.padding, "keys": self.given[0][0]} if self.is_step else {}
+
+    def offsets(self, layer, x):
+        """A layer of relative positions applied to queries x and the keys that x sees."""
+        return layer([x, self.given[0][0]], start=self.start) if self.is_step else layer([x, x])
 
 
 def post_norm(builder, x, name, sublayer, walk):

@@ -104,7 +104,7 @@ class GPT(LanguageModel, BERT):
 
     def head(self, x, walk):
         logits = self.token_embedding(x, mode="dense")
-        return [self.activation(logits, "LM-Activation", self.final_activation)]
+        return [self.activation(logits, "LM-Activation", self.final_activation, walk)]
 
     def weight_table(self):
         table = {

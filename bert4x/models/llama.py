@@ -100,7 +100,7 @@ class LLaMA(LanguageModel, Transformer):
             )
 
     def application_mask(self, inputs, walk):
-        return self.layer("Attention-LM-Mask", CausalMask, window=self.sliding_window)(inputs["token"])
+        return self.layer("Attention-LM-Mask", CausalMask, window=self.sliding_window)(inputs["token"], **walk.slots())
 
     def norm(self, x, name, walk):
         return super().norm(x, name, walk, zero_mean=False, offset=False)
@@ -127,12 +127,12 @@ class LLaMA(LanguageModel, Transformer):
             scales=self.rope_scaling and rate_scales(self.attention_key_size, self.rope_theta, self.rope_scaling),
             merge_mode="zero",
         )
-        return layer(x)
+        return layer([x, inputs["position"]] if "position" in inputs else x)
 
     def head(self, x, walk):
         x = self.norm(x, "Output-Norm", walk)
         logits = self.token_embedding(x, mode="dense") if self.tie_word_embeddings else self.lm_head(x)
-        return [self.activation(logits, "LM-Activation", self.final_activation)]
+        return [self.activation(logits, "LM-Activation", self.final_activation, walk)]
 
     def lm_head(self, x):
         """The untied output layer, [B, T, V]."""

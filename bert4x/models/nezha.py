@@ -33,4 +33,4 @@ class NEZHA(BERT):
             embeddings_initializer=Sinusoidal(),
             trainable=False,
         )
-        return layer([x, x])
+        return walk.offsets(layer, x)

@@ -55,7 +55,7 @@ class RoFormerV2(RoFormer):
         if self.embedding_size != self.hidden_size:
             x = self.dense(x, "Output-Mapping", self.embedding_size)
         x = self.token_embedding(x, mode="dense")
-        return self.activation(x, "MLM-Activation", self.head_activation(self.with_mlm, "softmax"))
+        return self.activation(x, "MLM-Activation", self.head_activation(self.with_mlm, "softmax"), walk)
 
     def weight_table(self):
         table = super().weight_table()

@@ -138,7 +138,7 @@ class T5Base(Transformer):
             bidirectional=self.stack == "Encoder",
             embeddings_initializer=self.initializer,
         )
-        return layer([x, x])
+        return walk.offsets(layer, x)
 
     def finish(self, x, walk):
         """The norm after the last block."""
@@ -215,24 +215,38 @@ class T5Decoder(T5Base):
 
     def get_inputs(self):
         inputs = {
-            "context": self.input("Input-Context", (self.sequence_length, self.hidden_size), self.dtype_name()),
+            "context": self.input("Input-Context", (self.sequence_length, self.hidden_size), self.compute_dtype),
             "token": self.input("Decoder-Input-Token"),
         }
         if self.context_mask:
             inputs["context_mask"] = self.input("Input-Context-Mask", dtype="bool")
         return inputs
 
-    def dtype_name(self):
-        """The compute dtype of the layers."""
-        return keras.dtype_policies.get(self.dtype).compute_dtype
+    def step_inputs(self):
+        token = keras.Input((None,), dtype="int32", name="token")
+        return {"token": token, "context_mask": keras.Input((None,), dtype="bool", name="context_mask")}
+
+    def build_context(self):
+        """Encoder states [B, C, D] -> {context_key_i, context_value_i}, of the cross-attention of each block i."""
+        return self.context_graph(self.inputs[0], self.inputs[0])
+
+    def context_graph(self, source, states):
+        """Model from `source`, of which the encoder states are made, to the keys and values of cross-attention."""
+        made = {}
+        for index in range(self.num_blocks):
+            layer = self.layers[self.part(index, "MultiHeadCrossAttention")]
+            # One query, since only the keys and values are wanted.
+            _, (key, value), *_ = layer([states[:, :1], states, states])
+            made |= {f"context_key_{index}": key, f"context_value_{index}": value}
+        return keras.Model(source, made, name=f"{self.model.name}_context")
 
     def application_mask(self, inputs, walk):
-        return self.layer("Decoder-Attention-LM-Mask", CausalMask)(inputs["token"])
+        return self.layer("Decoder-Attention-LM-Mask", CausalMask)(inputs["token"], **walk.slots())
 
-    def forward(self, inputs, walk):
-        walk.context = inputs["context"]
+    def body(self, inputs, walk):
+        walk.context = inputs.get("context")
         walk.context_masks = [inputs["context_mask"]] if "context_mask" in inputs else []
-        return super().forward(inputs, walk)
+        return super().body(inputs, walk)
 
     def sublayers(self):
         attention, feed_forward = super().sublayers()
@@ -242,8 +256,8 @@ class T5Decoder(T5Base):
         """Attention of the decoder's states to the encoder's, without positions."""
         layer = self.layer(name, MultiHeadAttention, **self.attention_options())
         masks = [mask[:, None, :] for mask in walk.context_masks]
-        o, cache, *_ = layer([x, walk.context, walk.context, *masks], a_bias=len(masks) or None)
-        walk.caches.append(cache)
+        context = x if walk.is_step else walk.context  # whose keys and values the step graph is given
+        o, *_ = layer([x, context, context, *masks], a_bias=len(masks) or None, **walk.context_cache())
         return o
 
     def head(self, x, walk):
@@ -256,7 +270,8 @@ class T5Decoder(T5Base):
             x = self.token_embedding(x, mode="dense")
         else:
             x = self.dense(x, "Decoder-Output-LM", self.vocab_size)
-        return [self.activation(x, "Decoder-Output-LM-Activation", "softmax" if self.with_lm is True else self.with_lm)]
+        activation = "softmax" if self.with_lm is True else self.with_lm
+        return [self.activation(x, "Decoder-Output-LM-Activation", activation, walk)]
 
     def weight_table(self):
         sublayers = [
@@ -285,13 +300,17 @@ class T5(T5Decoder):
         self.decoder.build(deferred=deferred)
         self.layers = self.decoder.layers
         source, token = self.encoder.inputs[0], self.decoder.inputs[1]
-        self.inputs = [source, token, *self._additional_inputs()]
+        self.inputs = [source, token, *self.additional_inputs()]
         roles = {"context": self.encoder.outputs[0], "token": token}
         self.outputs = self.decoder.forward(roles, Pass(condition=self.layer_norm_cond))
         outputs = self.outputs[0] if len(self.outputs) == 1 else self.outputs
         self.model = keras.Model(self.inputs, outputs, name=self.name)
         self.model.builder = self
         return self.model
+
+    def build_context(self):
+        """Encoder ids [B, C] -> {context_key_i, context_value_i}, of the cross-attention of each block i."""
+        return self.context_graph(self.encoder.inputs[0], self.encoder.outputs[0])
 
     def _stack(self, family, **options):
         """One of the two parts, not built yet."""

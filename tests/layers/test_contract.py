@@ -14,6 +14,7 @@ from tests.layers.rows import MASK, ROWS, SIZES
 NOT_LAYERS = {  # and where they are tested
     "Layer": "the base class",
     "Concatenate1D": "its output is longer than its inputs: tests/models/test_recognised.py",
+    "SlotPositions": "two of its inputs have no length: tests/models/test_step.py",
     "Sinusoidal": "an initialiser: test_rest.py",
     "TruncatedNormal": "an initialiser: tests/models/test_values.py",
     "DepthScaledNormal": "an initialiser: tests/models/test_values.py",
