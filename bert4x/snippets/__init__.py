@@ -1,5 +1,7 @@
 """Everything around a model: files, data, fitting, inference, scores. Importing it does not import Keras."""
 
+import importlib
+
 from bert4x.snippets.data import DataGenerator
 from bert4x.snippets.decoding import AutoRegressiveDecoder
 from bert4x.snippets.files import (
@@ -23,17 +25,48 @@ from bert4x.snippets.search import (
     text_segmentate,
 )
 from bert4x.snippets.seed import set_seed
+from bert4x.snippets.semi_supervised import SemiSupervised
 
 __all__ = [
+    "Attributions",
     "AutoRegressiveDecoder",
+    "BadWords",
     "BestWeights",
+    "Chain",
+    "Context",
     "DataGenerator",
+    "ForcedPrefix",
+    "FrequencyPenalty",
+    "Greedy",
     "LastToken",
     "LearningRateLogger",
+    "MinNewTokens",
+    "MinP",
+    "NoRepeatNGram",
+    "PresencePenalty",
+    "Processor",
+    "RepetitionPenalty",
     "Resume",
+    "Sample",
+    "SemiSupervised",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Typical",
+    "adversarial_training",
     "bucket_length",
     "convert_to_str",
     "convert_to_unicode",
+    "draw",
+    "exhausted",
+    "filter_min_p",
+    "filter_top_k",
+    "filter_top_p",
+    "filter_typical",
+    "free_lb",
+    "gradient_penalty",
+    "integrated_gradients",
+    "is_finite",
     "is_one_of",
     "is_string",
     "longest_common_subsequence",
@@ -42,7 +75,10 @@ __all__ = [
     "open",
     "parallel_apply",
     "parallel_apply_generator",
+    "plain_training",
     "predict_batched",
+    "projected_gradient_descent",
+    "save_attributions",
     "sequence_padding",
     "set_seed",
     "strQ2B",
@@ -50,14 +86,34 @@ __all__ = [
     "text_segmentate",
     "to_array",
     "truncate_sequences",
+    "uniform_numbers",
     "uniout",
+    "virtual_adversarial_training",
 ]
+
+# What needs Keras, which takes seconds to import: only who uses these pays.
+_LAZY = {
+    "adversarial": (
+        "adversarial_training", "free_lb", "gradient_penalty", "plain_training", "projected_gradient_descent",
+        "virtual_adversarial_training",
+    ),
+    "attributions": ("Attributions", "integrated_gradients", "save_attributions"),
+    "callbacks": ("BestWeights", "LearningRateLogger", "Resume"),
+    "filters": (
+        "draw", "exhausted", "filter_min_p", "filter_top_k", "filter_top_p", "filter_typical", "is_finite",
+        "uniform_numbers",
+    ),
+    "history": (
+        "BadWords", "ForcedPrefix", "FrequencyPenalty", "MinNewTokens", "NoRepeatNGram", "PresencePenalty",
+        "RepetitionPenalty",
+    ),
+    "processors": ("Chain", "Context", "Processor"),
+    "sampling": ("Greedy", "MinP", "Sample", "Temperature", "TopK", "TopP", "Typical"),
+}
 
 
 def __getattr__(name):
-    # The callbacks are classes of Keras, which takes seconds to import: only who uses them pays.
-    if name in ("BestWeights", "LearningRateLogger", "Resume"):
-        from bert4x.snippets import callbacks
-
-        return getattr(callbacks, name)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(f"bert4x.snippets.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
