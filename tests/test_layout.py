@@ -47,7 +47,7 @@ FILE_FORMATS = {"bert4x.models.checkpoint", "bert4x.models.tensor_file"}
 # `initializers`.
 MODELS_BOTTOM = {
     "config", "options", "blocks", "resize", "weights", "initializers", "step",
-    "checkpoint", "checkpoint_path", "tensor_file", "tensor_writer", "applications",
+    "checkpoint", "checkpoint_path", "tensor_file", "tensor_index", "tensor_writer", "applications",
 }
 MODELS_ABOVE = {
     "base": MODELS_BOTTOM,

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import json
+import math
 import os
 import re
 import zipfile
@@ -12,13 +13,17 @@ import numpy as np
 
 from bert4x.models.checkpoint_path import absent_message, find_in_directory, has_checkpoint
 from bert4x.models.tensor_file import (
+    STORED,
     Checkpoint,
     CheckpointError,
     DictCheckpoint,
     SafetensorsCheckpoint,
     dtype_name,
     from_torch,
+    numpy_dtype,
+    read_rows,
 )
+from bert4x.models.tensor_index import tensor_places
 from bert4x.models.tensor_writer import aside, check_items, fetch, item_bytes, move, split, write_safetensors
 
 __all__ = [
@@ -162,8 +167,8 @@ def _read_weight_map(path):
 class TensorFlowCheckpoint(Checkpoint):
     """prefix.index and prefix.data-?????-of-?????, read through TensorFlow under any Keras backend.
 
-    Rows are picked from the whole tensor: for every slice asked of it TensorFlow reads all of a stored tensor
-    (4 slices of 10 rows of 400 MB: 2.8 s and 1.2 GB; the tensor in one go: 0.1 s and 0.4 GB).
+    Rows are read from the data file itself, without its checksum: TensorFlow reads all of a stored tensor for every
+    slice asked of it (30,000 rows of 512 MB: this way 0.2 s and 59 MB of memory, with TensorFlow 0.6 s and 561 MB).
     """
 
     def __init__(self, prefix):
@@ -175,10 +180,22 @@ class TensorFlowCheckpoint(Checkpoint):
         super().__init__(prefix, {name: (tuple(shapes[name]), dtypes[name].name) for name in sorted(shapes)})
 
     def _load(self, name, rows):
+        place = self._place(name) if rows is not None else None
+        if place is not None:
+            return read_rows(*place, self._entries[name], rows, f"{place[0]} ends inside {name}")
         with _contents(f"{self.source}, variable {name}"):
             value = np.asarray(self._reader.get_tensor(name))
         value = value if rows is None else value[rows]
         return value.view(np.uint16) if value.dtype.name == "bfloat16" else value
+
+    def _place(self, name):
+        """(data file, first byte) of a variable that lies there as a whole; else None."""
+        (shape, dtype), place = self._entries[name], tensor_places(self.source).get(name)
+        if place is None or dtype not in STORED.values():
+            return None
+        file, begin, size = place
+        whole = size == math.prod(shape) * numpy_dtype(dtype).itemsize and begin + size <= os.path.getsize(file)
+        return (file, begin) if whole else None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from bert4x.backend import keras
 from bert4x.layers import CausalMask, MultiHeadAttention, RelativePositionEmbeddingT5, ScaleOffset
 from bert4x.models.base import Transformer
 from bert4x.models.blocks import Pass, pre_norm
+from bert4x.models.checkpoint import CheckpointError
 from bert4x.models.weights import Source, has_own_head, inside
 
 VERSIONS = ("t5.1.0", "t5.1.1", "mt5.1.1")
@@ -49,6 +50,7 @@ class T5Base(Transformer):
         "relative_attention_max_distance": "relative_attention_max_distance",
     }
     stack = None
+    suffix = ""  # of the names in FAMILIES
     use_bias = False
     attention_position = "t5_relative"
     residual = staticmethod(pre_norm)
@@ -89,7 +91,7 @@ class T5Base(Transformer):
         if given is not None and (given == plain) != (found == plain):
             raise ValueError(
                 f"the weights of {checkpoint.source} are of {found}, not {given}: {plain} has a tied head, "
-                f"the others a head of their own. Use model={found!r}."
+                f"the others a head of their own. Use model={found + cls.suffix!r}."
             )
         return {**options, "version": found if given is None or checkpoint.naming == "google" else given}
 
@@ -178,7 +180,7 @@ class T5Base(Transformer):
 class T5Encoder(T5Base):
     """T5's encoder: token ids [B, S] -> [B, S, D]."""
 
-    stack = "Encoder"
+    stack, suffix = "Encoder", "_encoder"
 
     def get_inputs(self):
         return {"token": self.input("Encoder-Input-Token")}
@@ -201,7 +203,7 @@ class T5Decoder(T5Base):
     """
 
     options = {"with_lm": True, "context_mask": False, "num_decoder_layers": None}
-    stack = "Decoder"
+    stack, suffix = "Decoder", "_decoder"
 
     @property
     def num_blocks(self):
@@ -290,6 +292,15 @@ class T5(T5Decoder):
 
     Attributes: encoder, decoder: builders of the two parts, which share all layers with this model.
     """
+
+    suffix = ""
+
+    @classmethod
+    def recognise(cls, options, checkpoint):
+        held = [part for part in ("encoder", "decoder") if any(name.startswith(part) for name in checkpoint.names)]
+        if len(held) == 1 and not options.get("ignore_invalid_weights"):
+            raise CheckpointError(f"{checkpoint.source} holds the {held[0]} of a T5 alone. Use model='t5_{held[0]}'.")
+        return super().recognise(options, checkpoint)
 
     def build(self, *, deferred=False):
         if self.model is not None:

@@ -62,7 +62,7 @@ class Checkpoint:
         Args:
             name: one of `names`.
             rows: indices along axis 0, in any order and with repeats; None reads everything. Where the format
-                allows it (safetensors, torch zip files) the other rows are never read.
+                allows it (safetensors, TensorFlow, torch zip files) the other rows are never read.
         Shapes:
             returns: [*shape], or [len(rows), *shape[1:]]
         Raises: CheckpointError if the variable is absent or its bytes are damaged; IndexError or TypeError
@@ -156,23 +156,28 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _load(self, name, rows):
         shape, dtype = self._entries[name]
-        kind = numpy_dtype(dtype)
         begin = self._begin + self._offsets[name]
-        with open(self._path, "rb") as file:
-            if rows is None:
-                value = np.empty(shape, kind)
-                self._fill(file, begin, value, name)
-                return value
-            value = np.empty((len(rows), *shape[1:]), kind)
-            stride = math.prod(shape[1:]) * kind.itemsize
-            for start, stop in _runs(rows):
-                self._fill(file, begin + int(rows[start]) * stride, value[start:stop], name)
-        return value
+        return read_rows(self._path, begin, (shape, dtype), rows, f"{self.source} ends inside {name}")
 
-    def _fill(self, file, position, part, name):
-        file.seek(position)
-        if file.readinto(part.reshape(-1).view(np.uint8)) != part.nbytes:
-            raise CheckpointError(f"{self.source} ends inside {name}: the file is truncated; get it again")
+
+def read_rows(path, begin, entry, rows, short):
+    """A tensor whose bytes start at `begin` in a file, or some of its rows: the others are never read.
+
+    Args:
+        entry: (shape, dtype name) of the whole tensor.
+        rows: indices along axis 0; None: all.
+        short: what is said if the file ends too early.
+    """
+    shape, kind = entry[0], numpy_dtype(entry[1])
+    value = np.empty(shape if rows is None else (len(rows), *shape[1:]), kind)
+    stride = math.prod(shape[1:]) * kind.itemsize
+    with open(path, "rb") as file:
+        for start, stop in [(0, None)] if rows is None else _runs(rows):
+            file.seek(begin if rows is None else begin + int(rows[start]) * stride)
+            part = value if rows is None else value[start:stop]
+            if file.readinto(part.reshape(-1).view(np.uint8)) != part.nbytes:
+                raise CheckpointError(f"{short}: the file is truncated; get it again")
+    return value
 
 
 def _runs(rows):

@@ -244,7 +244,8 @@ def _checked(text):
 def _check_options(pattern, truncate_from):
     if pattern not in PATTERNS:
         raise ValueError(f"pattern must be one of {PATTERNS}; got {pattern!r}.")
-    if truncate_from not in ("right", "left") and type(truncate_from) is not int:
+    is_place = isinstance(truncate_from, (int, np.integer)) and not isinstance(truncate_from, bool)
+    if not is_place and truncate_from not in ("right", "left"):
         raise ValueError(f'truncate_from must be "right", "left" or an int; got {truncate_from!r}.')
 
 

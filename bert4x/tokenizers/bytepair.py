@@ -200,7 +200,7 @@ def _load(path, merges_path, config):
         return _gpt2(tokenizers, path, os.fspath(merges_path))
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    model = json.loads(text).get("model")
+    model = _model_of(text)
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE":
         raise ValueError(
@@ -208,6 +208,15 @@ def _load(path, merges_path, config):
             f"{kind!r}. Tokenizer reads WordPiece and SpTokenizer .model files."
         )
     return tokenizers.Tokenizer.from_str(text)
+
+
+def _model_of(text):
+    """What a tokenizer.json calls its model; None for a file of another kind."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content.get("model") if isinstance(content, dict) else None
 
 
 def _gpt2(tokenizers, vocab_path, merges_path):

@@ -32,7 +32,14 @@ class SpTokenizer(TokenizerBase):
             sp_model_path = _model_in(sp_model_path)
         super().__init__(**{**saved, **options})
         with open(sp_model_path, "rb") as file:
-            self._load(file.read())
+            model = file.read()
+        try:
+            self._load(model)
+        except RuntimeError as error:  # all that the library says of a file of another kind
+            raise ValueError(
+                f"{os.fspath(sp_model_path)} is no SentencePiece model, or a damaged one. Tokenizer reads vocab.txt, "
+                "BpeTokenizer tokenizer.json."
+            ) from error
 
     def _load(self, model):
         try:

@@ -46,10 +46,17 @@ def make_parser(description, *, to="google"):
         help="google: model.ckpt of TensorFlow; huggingface: model.safetensors (default: %(default)s)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 for google, same for huggingface")
-    parser.add_argument("--max-shard-gb", type=float, help="split model.safetensors into files of at most this size")
+    parser.add_argument("--max-shard-gb", type=_above_zero, help="split model.safetensors into files of this size")
     parser.add_argument("--ignore-unknown", action="store_true", help="leave out variables that the family lacks")
     parser.add_argument("--check", action="store_true", help="read back what was written and compare it")
     return parser
+
+
+def _above_zero(text):
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"it must be above 0; got {text}")
+    return number
 
 
 def run(main):
@@ -58,6 +65,8 @@ def run(main):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was written")
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
@@ -77,9 +86,12 @@ def read_json(arguments):
             raise ValueError(f"found {len(paths)} of {', '.join(CONFIGS)} in {near[0].parent}; give --config")
         arguments.config = paths[0]
     try:
-        return json.loads(Path(arguments.config).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        config = json.loads(Path(arguments.config).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{arguments.config} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{arguments.config} must hold a JSON object; it holds a {type(config).__name__}")
+    return config
 
 
 def convert(source, config, arguments, *, model=None, companions=None, **options):
@@ -95,6 +107,8 @@ def convert(source, config, arguments, *, model=None, companions=None, **options
     output = Path(arguments.output)
     if output.exists():
         raise ValueError(f"{output} exists already; name another directory, or remove it")
+    if arguments.max_shard_gb and arguments.to == "google":
+        raise ValueError("--max-shard-gb splits model.safetensors: it needs --to huggingface")
     dtype = arguments.dtype or ("float32" if arguments.to == "google" else "same")
     model = model or read_config(config)[1]
     builder, settings = describe(config, model, source, **options)

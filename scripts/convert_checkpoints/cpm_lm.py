@@ -156,7 +156,7 @@ def config_of(source):
 def main(argv=None):
     arguments = make_parser(__doc__).parse_args(argv)
     config = read_json(arguments) if arguments.config else None
-    vocab_size = VOCAB_SIZE if config is None else config["vocab_size"]
+    vocab_size = (config or {}).get("vocab_size", VOCAB_SIZE)
     with MegatronCheckpoint(find_shards(arguments.source), vocab_size) as source:
         convert(source, config or config_of(source), arguments, model="cpm")
 

@@ -86,12 +86,19 @@ def _misshapen(builder, source, found):
 
 def _shape(builder, layer, path):
     """The shape of our variable, for those that show a configuration of another model; else None."""
+    heads, width, inner = builder.num_attention_heads, builder.hidden_size, builder.intermediate_size
+    groups = getattr(builder, "num_key_value_heads", None) or heads
+    keys, values = builder.attention_key_size, builder.attention_head_size
+    in_attention = {"query/kernel": (width, heads * keys), "key/kernel": (width, groups * keys)}
+    in_attention |= {"value/kernel": (width, groups * values), "out/kernel": (heads * values, width)}
+    in_feed_forward = {"inner_0/kernel": (width, inner), "inner_1/kernel": (width, inner), "out/kernel": (inner, width)}
     tables = {"Embedding-Token": builder.vocab_size, "Embedding-Position": getattr(builder, "max_position", None)}
+    tables["Embedding-Segment"] = getattr(builder, "segment_vocab_size", None)
     if layer in tables:
         return (tables[layer], builder.embedding_size)
-    if path == "query/kernel":
-        return (builder.hidden_size, builder.num_attention_heads * builder.attention_key_size)
-    return (builder.hidden_size, builder.intermediate_size) if path == "inner_0/kernel" else None
+    if layer.endswith("Relative-Position") and path == "embeddings":
+        return (builder.relative_attention_num_buckets, heads)
+    return (in_feed_forward if "FeedForward" in layer else in_attention).get(path)
 
 
 def _refuse(builder, source, missing, unknown, misshapen):

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bert4x.models import build_transformer_model, save_pretrained
 from tests.conftest import ROOT
-from tests.converters.helpers import convert, held, spec_cases, write_google
+from tests.converters.helpers import convert, held, spec_cases, write_google, write_json
 
 TARGET = ("--to", "huggingface", "--model", "bert")
 
@@ -67,6 +68,43 @@ def test_absent_heads_stay_absent(bert):
 def test_configuration_of_another_size(bert):
     with pytest.raises(ValueError, match=r"word_embeddings \(13, 8\), the configuration asks for \(14, 8\)"):
         bert.run({"vocab_size": 14})
+
+
+def test_configuration_with_other_segments(bert):
+    with pytest.raises(ValueError, match=r"token_type_embeddings \(2, 8\), the configuration asks for \(4, 8\)"):
+        bert.run({"type_vocab_size": 4})
+    assert_nothing_left(bert)
+
+
+def test_configuration_with_other_heads_of_keys(tmp_path):
+    """Grouped queries: only the keys and values show how many there are."""
+    config = {"model_type": "llama", "vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 1, "hidden_act": "silu"}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 12}
+    save_pretrained(build_transformer_model(config), None, tmp_path / "source")
+    write_json(tmp_path / "config.json", config | {"num_key_value_heads": 4})
+    with pytest.raises(ValueError, match=r"wrong shape \(2\): .*k_proj.weight \(4, 8\), .* asks for \(8, 8\)"):
+        convert("llama", tmp_path / "source", tmp_path / "out", "--config", str(tmp_path / "config.json"))
+    convert("llama", tmp_path / "source", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "holds a list"), ('{"a":', "not JSON"), ("{}", "needs vocab")]
+)
+def test_configuration_that_is_none(bert, text, message):
+    source = write_google(bert.folder / "source", bert.config, bert.weights)
+    (source / "bert_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        convert("huggingface_google", source, bert.output, *TARGET)
+    assert_nothing_left(bert)
+
+
+@pytest.mark.parametrize("options", [("--to", "google", "--max-shard-gb", "1"), ("--max-shard-gb", "0")])
+def test_sizes_of_shards_that_cannot_be(bert, options, capsys):
+    source = write_google(bert.folder / "source", bert.config, bert.weights)
+    with pytest.raises((ValueError, SystemExit)) as error:
+        convert("huggingface_google", source, bert.output, "--model", "bert", *options)
+    assert "--max-shard-gb" in str(error.value) + capsys.readouterr().err
+    assert_nothing_left(bert)
 
 
 def test_ignore_unknown(bert):

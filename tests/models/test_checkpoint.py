@@ -11,7 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bert4x.models import tensor_file
-from bert4x.models.checkpoint import CheckpointError, has_checkpoint, open_checkpoint, write_safetensors
+from bert4x.models.checkpoint import (
+    CheckpointError,
+    has_checkpoint,
+    open_checkpoint,
+    write_safetensors,
+    write_tensorflow,
+)
 from bert4x.models.tensor_writer import narrow
 from tests.models.checkpoint_files import assert_holds, assert_same, make_arrays, save_tensorflow
 
@@ -89,6 +95,27 @@ def test_tensorflow_partitioned_variable(tmp_path, tf):
     with open_checkpoint(tmp_path / "m") as checkpoint:
         assert_same(checkpoint.read("t"), table)
         assert_same(checkpoint.read("t", [5, 3]), table[[5, 3]])
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["their writer", "our writer"])
+def test_rows_of_tensorflow_are_read_alone(ours, tmp_path, tf):
+    """The bytes of the other rows are broken: the rows are read all the same, the whole is refused."""
+    arrays = {f"v{i:03d}": np.full((i % 3 + 1, 2), i, "float32") for i in range(300)}  # several blocks of the index
+    arrays["v000"] = np.arange(4000, dtype="float32").reshape(1000, 4)
+    prefix = tmp_path / "model.ckpt"
+    if ours:
+        write_tensorflow(str(prefix), [(name, a.shape, "float32", lambda a=a: a) for name, a in arrays.items()])
+    else:
+        save_tensorflow(tf, prefix, arrays)
+    for path in tmp_path.glob("*.data-*"):
+        data = path.read_bytes()
+        at = data.find(arrays["v000"][500:].tobytes())
+        path.write_bytes(data if at < 0 else data[:at] + bytes(8000) + data[at + 8000 :])
+    with open_checkpoint(prefix) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read("v000", [499, 3, 4]), arrays["v000"][[499, 3, 4]])
+        np.testing.assert_array_equal(checkpoint.read("v299", [2]), arrays["v299"][[2]])
+        with pytest.raises(CheckpointError, match="v000"):
+            checkpoint.read("v000")
 
 
 def test_bfloat16_comes_back_as_float32(tmp_path, tf, torch):

@@ -208,8 +208,14 @@ def test_version_of_t5(cases, given, found):
 def test_version_of_a_part_of_t5(cases, found, suffix):
     part = {name: a for name, a in rule_weights(cases[found]["weights"]).items()
             if name.startswith((suffix[1:], "shared"))}
-    builder = build_transformer_model(cases[found]["config"], part, model=f"t5{suffix}", return_keras_model=False)
+    config = cases[found]["config"]
+    builder = build_transformer_model(config, part, model=f"t5{suffix}", return_keras_model=False)
     assert builder.version == found and builder.load_report.unused == builder.load_report.initialized == []
+    other = "t5.1.1" if found == "t5.1.0" else "t5.1.0"
+    with pytest.raises(ValueError, match=f"are of {found}, not {other}.*Use model='{found}{suffix}'"):
+        build_transformer_model(config, part, model=f"{other}{suffix}")
+    with pytest.raises(ValueError, match=f"holds the {suffix[1:]} of a T5 alone. Use model='t5{suffix}'"):
+        build_transformer_model(config, part, model="t5")
 
 
 def test_stand_alone_decoder_has_its_own_depth(tmp_path):

@@ -242,6 +242,8 @@ def test_wrong_files(tmp_path, gpt2_folder):
         BpeTokenizer(tmp_path)
     with pytest.raises(ValueError, match="has None"):  # the merges were forgotten
         BpeTokenizer(gpt2_folder / "vocab.json")
+    with pytest.raises(ValueError, match="has None"):
+        BpeTokenizer(gpt2_folder / "merges.txt")
     (tmp_path / "tokenizer.json").unlink()
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((gpt2_folder / name).read_bytes())

@@ -21,6 +21,13 @@ def test_the_example_of_the_specification(chinese):
     assert ids == [101, 8701, 8572, 102, 2769, 4263, 1266, 102]  # also what bert4keras 0.11.5 gives
 
 
+def test_numpy_integers_serve_as_sizes_and_places(small):
+    text, place = "a b , 我 爱 unaffable", np.int64(2)
+    assert small.encode(text, maxlen=np.int32(6), truncate_from=place) == small.encode(text, maxlen=6, truncate_from=2)
+    with pytest.raises(ValueError, match="truncate_from"):
+        small.encode(text, maxlen=6, truncate_from=True)
+
+
 def test_patterns(small):
     a, b = "hello world", "我"
     tokens = {p: small.ids_to_tokens(small.encode(a, b, pattern=p)[0]) for p in ("S*E*E", "S*ES*E")}

@@ -88,6 +88,13 @@ def test_token_translate(cpm_path):
     assert tokenizer.decode(ids) == "a▃a"
 
 
+def test_a_file_of_another_kind_is_named(tmp_path):
+    path = tmp_path / "spiece.model"
+    path.write_text("[PAD]\n[UNK]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="spiece.model is no SentencePiece model"):
+        SpTokenizer(path)
+
+
 def test_decode_takes_numpy_and_ids_beyond_the_model(tokenizer):
     text = "hello world 123"
     ids, _ = tokenizer.encode_batch([text, ""])
