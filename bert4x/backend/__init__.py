@@ -15,10 +15,16 @@ from bert4x.backend.functions import (
     sinusoidal_embeddings,
     swish,
 )
-from bert4x.backend.graph import search_layer, walk_layers
+from bert4x.backend.graph import graph_nodes, rewired, search_layer, walk_layers
 from bert4x.backend.losses import (
+    RDropCrossentropy,
     multilabel_categorical_crossentropy,
+    sequence_accuracy,
+    sequence_crossentropy,
     sparse_multilabel_categorical_crossentropy,
+    symmetric_divergence,
+    token_crossentropy,
+    weighted_mean,
 )
 from bert4x.backend.tensors import (
     align,
@@ -37,6 +43,7 @@ from bert4x.backend.tensors import (
 
 __all__ = [
     "K",
+    "RDropCrossentropy",
     "align",
     "apply_rotary_position_embeddings",
     "attention_normalize",
@@ -48,6 +55,7 @@ __all__ = [
     "gelu_tanh",
     "get_activation",
     "get_gelu",
+    "graph_nodes",
     "is_boolean",
     "keras",
     "leaky_relu",
@@ -57,14 +65,20 @@ __all__ = [
     "piecewise_linear",
     "pool1d",
     "reshape",
+    "rewired",
     "root_mean_square",
     "search_layer",
+    "sequence_accuracy",
+    "sequence_crossentropy",
     "sequence_masking",
     "set_gelu",
     "sinusoidal_embeddings",
     "sparse_multilabel_categorical_crossentropy",
     "swish",
+    "symmetric_divergence",
+    "token_crossentropy",
     "walk_layers",
+    "weighted_mean",
 ]
 
 

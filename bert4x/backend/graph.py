@@ -1,4 +1,4 @@
-"""Finding layers in a functional graph."""
+"""Finding layers in a functional graph, and calling part of it again."""
 
 import keras
 
@@ -28,6 +28,39 @@ def search_layer(inputs, name, exclude_from=None):
     return None
 
 
+def graph_nodes(tensors):
+    """All calls of layers and operations that lead to symbolic tensors, as Keras' nodes, each after those it needs."""
+    nodes, seen, stack = [], set(), [(_node(tensor), False) for tensor in keras.tree.flatten(tensors)]
+    while stack:
+        node, complete = stack.pop()
+        if complete:
+            nodes.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((_node(tensor), False) for tensor in node.input_tensors)
+    return nodes
+
+
+def rewired(tensors, replacements):
+    """Symbolic tensors as they are with others in place of some that they are made of.
+
+    The layers in between are called again, with the weights and the masks that they have; all else stays.
+
+    Args:
+        tensors: list of symbolic tensors.
+        replacements: list of pairs (symbolic tensor, the one to take its place).
+    """
+    new = {id(old): tensor for old, tensor in replacements}
+    for node in graph_nodes(tensors):
+        if any(id(tensor) in new for tensor in node.input_tensors):
+            args, kwargs = node.arguments.convert(lambda x: new.get(id(x), x))
+            outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+            for old, tensor in zip(node.output_tensors, outputs, strict=True):
+                new.setdefault(id(old), tensor)
+    return [new.get(id(tensor), tensor) for tensor in tensors]
+
+
 def walk_layers(layer):
     """A layer and all layers inside it."""
     yield layer
@@ -45,6 +78,12 @@ def _children(layer):
 
 def _producers(tensor):
     """The layer that made a symbolic tensor and the tensors which that call consumed."""
+    node = _node(tensor)
+    return [*node.input_tensors, node.operation]
+
+
+def _node(tensor):
+    """The call that made a symbolic tensor."""
     history = getattr(tensor, "_keras_history", None)
     if history is None:
         raise TypeError(
@@ -52,5 +91,4 @@ def _producers(tensor):
             "Pass model or model.output."
         )
     operation, node_index, _ = history
-    node = operation._inbound_nodes[node_index]
-    return [*node.input_tensors, operation]
+    return operation._inbound_nodes[node_index]

@@ -1,4 +1,4 @@
-"""Losses over raw class scores in which any number of classes may be right."""
+"""Losses: multi-label cross-entropies, cross-entropy of sequences with weights and label smoothing, R-Drop."""
 
 import keras
 from keras import ops
@@ -6,6 +6,7 @@ from keras import ops
 from bert4x.backend.tensors import ABSENT
 
 _NEVER = -1e9  # exp of it is 0 in float32
+_SMALLEST = 1e-7  # probabilities below it count as it; a float32 softmax may give 0
 
 
 @keras.saving.register_keras_serializable(package="bert4x")
@@ -85,3 +86,125 @@ def _membership(ids, scores):
     places = ops.reshape(ids + width * ops.expand_dims(ops.arange(rows), 1), (-1, 1))
     counts = ops.scatter(places, ops.ones_like(places[:, 0]), (rows * width,))
     return ops.reshape(counts, shape) > 0
+
+
+def sequence_crossentropy(y_true, y_pred, mask=None, *, from_logits=False, label_smoothing=0.0):
+    """Cross-entropy of the tokens that count, as a mean over all of them in the batch.
+
+    L = sum(w CE) / sum(w), in nats per token; 0 if no token counts. Not the mean of the rows' means. A language model
+    passes ids[:, 1:], scores[:, :-1] and the weights of ids[:, 1:]; `bert4x.layers.SequenceCrossEntropy` does so.
+
+    Args:
+        y_true: int ids of the right classes. What they are where w = 0 makes no difference.
+        y_pred: probabilities, or raw scores with from_logits=True, which are more exact. A class whose score is at or
+            below -1e4 counts as absent; a token whose right class is absent does not count.
+        mask: weights w, bool or numbers; absent: 1.
+        label_smoothing: e in [0, 1): the targets are 1 - e for the right class and e shared by all that are present.
+    Shapes: y_true and mask [B, T], y_pred [B, T, V]; or without T. Returns a scalar.
+    """
+    losses, weights = token_crossentropy(y_true, y_pred, mask, from_logits=from_logits, label_smoothing=label_smoothing)
+    return weighted_mean(losses, weights)
+
+
+def sequence_accuracy(y_true, y_pred, mask=None):
+    """Share of the tokens that count whose highest score is the right one: sum(w [argmax = y]) / sum(w).
+
+    Shapes: as `sequence_crossentropy`; returns a scalar.
+    """
+    right = ops.cast(ops.equal(ops.argmax(y_pred, axis=-1), ops.cast(y_true, "int32")), "float32")
+    return weighted_mean(right, _weights(mask, right))
+
+
+def token_crossentropy(y_true, y_pred, mask=None, *, from_logits=False, label_smoothing=0.0):
+    """Cross-entropy of each token, and the weight that it counts with; arguments as `sequence_crossentropy`.
+
+    Shapes: y_true and mask [...], y_pred [..., V]; returns two tensors [...], float32 (float64 for float64 scores).
+    """
+    scores, present = _log_scores(y_pred, from_logits)
+    ids = ops.clip(ops.cast(y_true, "int32"), 0, ops.shape(scores)[-1] - 1)
+    losses = ops.sparse_categorical_crossentropy(ids, scores, from_logits=True)
+    if label_smoothing:
+        losses = losses + label_smoothing * _smoothing(ids, scores, present)
+    known = ops.take_along_axis(present, ops.expand_dims(ids, -1), axis=-1)[..., 0]
+    return ops.where(known, losses, 0.0), ops.where(known, _weights(mask, losses), 0.0)
+
+
+def weighted_mean(values, weights):
+    """sum(w x) / sum(w), or 0 if there are no weights; weights are constants. Returns a scalar."""
+    weights = ops.stop_gradient(weights)
+    total = ops.sum(weights)
+    # where, not multiplication: what is not counted may be infinite.
+    counted = ops.where(weights != 0, values, 0.0) * weights
+    return ops.sum(counted) / ops.where(total > 0, total, 1.0)
+
+
+def symmetric_divergence(p_pred, q_pred, *, from_logits=False):
+    """KL(p || q) + KL(q || p) of the distributions that two tensors of scores or probabilities stand for, in nats.
+
+    Gradients flow into both. Classes at or below -1e4 are absent.
+
+    Shapes: two tensors [..., V]; returns [...], float32 (float64 for float64 scores).
+    """
+    parts = [_log_scores(scores, from_logits) for scores in (p_pred, q_pred)]
+    (log_p, in_p), (log_q, in_q) = ((ops.log_softmax(scores, axis=-1), present) for scores, present in parts)
+    present = ops.logical_and(in_p, in_q)
+    terms = (ops.exp(log_p) - ops.exp(log_q)) * (log_p - log_q)
+    return ops.sum(ops.where(present, terms, 0.0), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="bert4x")
+class RDropCrossentropy(keras.losses.Loss):
+    """R-Drop: cross-entropy, and a penalty where two passes with different dropout masks disagree.
+
+    L = mean over the 2B rows of CE + alpha / 4 mean over the B samples of (KL(p||q) + KL(q||p)), in nats.
+
+    Rows 2k and 2k + 1 of a batch are the same sample: `bert4x.snippets.repeat_rows` makes such batches. For sequences
+    use `bert4x.layers.SequenceCrossEntropy(rdrop_alpha=4)`.
+
+    Args:
+        alpha: weight of the penalty.
+        from_logits: y_pred are scores, not probabilities.
+        label_smoothing: as in `sequence_crossentropy`.
+    Shapes: y_true int [2B] or [2B, 1], y_pred [2B, L].
+    Source: arXiv:2106.14448.
+    """
+
+    def __init__(self, alpha=4.0, from_logits=False, *, label_smoothing=0.0, name="rdrop_crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.alpha, self.from_logits, self.label_smoothing = alpha, from_logits, label_smoothing
+
+    def call(self, y_true, y_pred):
+        """Loss of each row; half of a pair's penalty is in each of its two rows' share of the mean."""
+        y_true = y_true[:, 0] if len(y_true.shape) == len(y_pred.shape) else y_true
+        options = {"from_logits": self.from_logits}
+        losses, _ = token_crossentropy(y_true, y_pred, label_smoothing=self.label_smoothing, **options)
+        penalty = symmetric_divergence(y_pred[::2], y_pred[1::2], **options)
+        return losses + self.alpha / 4 * ops.repeat(penalty, 2, axis=0)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        own = {"alpha": self.alpha, "from_logits": self.from_logits, "label_smoothing": self.label_smoothing}
+        return {**super().get_config(), **own}
+
+
+def _log_scores(y_pred, from_logits):
+    """Scores whose softmax is the distribution, in float32 or better, -1e9 where absent, and which are present."""
+    scores, present = _scores(y_pred)
+    if from_logits:
+        return ops.where(present, scores, _NEVER), present
+    # The gradient below _SMALLEST is 0, as in Keras.
+    return ops.log(ops.clip(scores, _SMALLEST, 1.0)), present
+
+
+def _smoothing(ids, scores, present):
+    """What smoothing by e adds to each token's cross-entropy, over e: mean of the scores taken from the right one.
+
+    (1 - e) (lse - s_y) + e mean(lse - s) = (lse - s_y) + e (s_y - mean(s)).
+    """
+    right = ops.take_along_axis(scores, ops.expand_dims(ids, -1), axis=-1)[..., 0]
+    count = ops.sum(ops.cast(present, scores.dtype), axis=-1)
+    return right - ops.sum(ops.where(present, scores, 0.0), axis=-1) / ops.maximum(count, 1.0)
+
+
+def _weights(mask, like):
+    return ops.ones_like(like) if mask is None else ops.cast(mask, like.dtype)

@@ -2,6 +2,7 @@
 
 import importlib
 
+from bert4x.snippets.augment import random_replacement, repeat_rows
 from bert4x.snippets.data import DataGenerator
 from bert4x.snippets.decoding import AutoRegressiveDecoder
 from bert4x.snippets.files import (
@@ -77,6 +78,8 @@ __all__ = [
     "parallel_apply_generator",
     "plain_training",
     "predict_batched",
+    "random_replacement",
+    "repeat_rows",
     "projected_gradient_descent",
     "save_attributions",
     "sequence_padding",

@@ -260,7 +260,29 @@ REST = {
     ),
 }
 
+TRAINING = {
+    "ExpectedEmbedding": Row(
+        {}, [Input(("B", "T", 3), masked=True), Input(("B", "T", 3, 8))], ("B", "T", 8),
+        lambda w, m, s, e: np.einsum("btk,btkd->btd", np.exp(s) / np.exp(s).sum(-1, keepdims=True), e),
+    ),
+    "ExpectedEmbedding of one table": Row(
+        {}, [Input(("B", "T", 3), masked=True), Input((1, 1, 3, 8))], ("B", "T", 8),
+        lambda w, m, s, e: np.exp(s) / np.exp(s).sum(-1, keepdims=True) @ e[0, 0],
+    ),
+    "PreviousOutputs": Row(
+        {}, [X, Input(("B", "T", 8))], ("B", "T", 8), lambda w, m, e, h: np.concatenate([e[:, :1], h[:, :-1]], 1)
+    ),
+    "PreviousOutputs of some places": Row(
+        {}, [X, Input(("B", "T", 8)), Input(("B", "T"), below=2)], ("B", "T", 8),
+        lambda w, m, e, h, c: np.where(c[..., None] == 1, np.concatenate([e[:, :1], h[:, :-1]], 1), e),
+    ),
+    "RandomReplacement": Row({}, [IDS], ("B", "T"), lambda w, m, ids: ids, mask="drops", dtype="int32"),
+    "SequenceCrossEntropy": Row(
+        {"from_logits": True}, [IDS, X], ("B", "T", 8), lambda w, m, ids, scores: scores, dtype="float32"
+    ),
+}
+
 for _row in ATTENTION.values():
     _row.ignores = (1, 2)
 
-ROWS = {**ATTENTION, **POSITIONS, **REST}
+ROWS = {**ATTENTION, **POSITIONS, **REST, **TRAINING}
