@@ -1,5 +1,7 @@
 """The only file that names TensorFlow, JAX or torch: the few primitives on which the rest is written once."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops, tree
@@ -409,6 +411,26 @@ def _tf_dataset(make_iterator, example):
 
     dataset = tf.data.Dataset.from_generator(flat_batches, output_signature=signature)
     return dataset.map(packed).prefetch(tf.data.AUTOTUNE)
+
+
+def data_parallel(active=True):
+    """Context in which a model is built and compiled so that `fit` divides each batch among all devices.
+
+    TensorFlow: a `MirroredStrategy`. JAX: Keras' `DataParallel` distribution, which stays set. With one device, or
+    without `active`, nothing changes.
+
+    Raises: ValueError on torch, whose trainer in Keras uses one device.
+    """
+    if not active:
+        return contextlib.nullcontext()
+    if _BACKEND == "torch":
+        raise ValueError("data_parallel needs the tensorflow or jax backend; Keras runs torch on one device.")
+    if _BACKEND == "tensorflow":
+        several = len(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")) > 1
+        return tf.distribute.MirroredStrategy().scope() if several else contextlib.nullcontext()
+    if len(jax.devices()) > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+    return contextlib.nullcontext()
 
 
 def random_state():
