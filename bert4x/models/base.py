@@ -316,6 +316,11 @@ class Transformer(Options):
         return {role: keras.Input((None,), dtype=x.dtype, name=role) for role, x in self.get_inputs().items()}
 
     @property
+    def position_limit(self):
+        """Number of positions that the model has a table for; None where they are relative, computed or given."""
+        return None
+
+    @property
     def compute_dtype(self):
         """The compute dtype of the layers."""
         return keras.dtype_policies.get(self.dtype).compute_dtype

@@ -111,6 +111,12 @@ class BERT(Transformer):
             check_ids=self.check_ids,
         )
 
+    @property
+    def position_limit(self):
+        if not self.learned_position or self.custom_position_ids:
+            return None
+        return self.max_position**2 if self.hierarchical_position else self.max_position
+
     def map_embeddings(self, x):
         """E -> D where the two differ."""
         if self.embedding_size == self.hidden_size:

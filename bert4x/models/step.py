@@ -82,13 +82,6 @@ def _check(builder, max_length):
         )
     if builder.attention_mask or builder.attention_caches:
         raise ValueError("a decoding step has its own masks and caches: build without attention_mask, attention_caches")
-    limit = position_limit(builder)
+    limit = builder.position_limit
     if max_length is not None and limit is not None and max_length > limit:
         raise ValueError(f"max_length must be at most {limit}, the length of the position table; got {max_length}")
-
-
-def position_limit(builder):
-    """Number of positions that the model has a table for; None where positions are relative or computed."""
-    if not getattr(builder, "learned_position", False) or builder.custom_position_ids:
-        return None
-    return builder.max_position**2 if builder.hierarchical_position else builder.max_position

@@ -1,0 +1,344 @@
+"""`Generator`: prompts in, continuations out, over the cached step graph of any generative model."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from bert4x.backend import keras, ops, runtime
+from bert4x.snippets.filters import ABSENT
+from bert4x.snippets.loops import ABSENT_SCORE, NEVER, BeamLoop, SampleLoop
+from bert4x.snippets.processors import Chain
+from bert4x.snippets.requests import (
+    checked_count,
+    checked_prompts,
+    filled,
+    loop_feeds,
+    padded_right,
+    power_of_two,
+    prompt_feeds,
+)
+from bert4x.snippets.sampling import Greedy
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """Beam search: the hypotheses with the greatest sum of log-probabilities / length ** length_penalty.
+
+    Args:
+        size: number of running hypotheses K per prompt.
+        length_penalty: 0 for none; with 1 the mean log-probability of a token decides (transformers' default).
+        early_stopping: True: stop with K ended hypotheses. False: when the best running one, ended now, would not be
+            among the K best. "never": when it could not be later either. Without length penalty the last two are equal
+            and exact.
+    """
+
+    size: int
+    length_penalty: float = 0.0
+    early_stopping: object = False
+    needs_uniforms: ClassVar[bool] = False
+
+    def __post_init__(self):
+        checked_count("Beam.size", self.size, 1)
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"Beam.early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
+
+    def arrays(self):
+        """What may change without a new compilation."""
+        return {"length_penalty": np.float32(self.length_penalty)}
+
+    @property
+    def structure(self):
+        """What is compiled."""
+        return ("Beam", self.size, self.early_stopping)
+
+
+class Generator:
+    """Writes continuations of prompts, token by token, over the cached step of a model.
+
+    The whole loop is one compiled function (TensorFlow: XLA; JAX; torch runs eagerly). With `on_logits`, stop strings
+    or `stream`, Python steps over compiled parts. Batches are filled to powers of two, and prompts (on the left) and
+    numbers of new tokens to buckets, so there are few shapes; temperatures, penalties and the like are no part of
+    what is compiled.
+
+    Args:
+        source: a model of `build_transformer_model` with application lm or unilm or a T5, its builder, or anything
+            else with `build_step(max_length, last_only=True)`.
+        end_id: token, or list of tokens, that ends a continuation; None for none.
+        start_id: first token of the decoder, where the prompts go to an encoder.
+        filler_id: token that follows an ended row in the buffer; it is never returned.
+        tokenizer: for stop strings and text: anything with `decode(ids)`.
+    """
+
+    def __init__(self, source, end_id=None, *, start_id=0, filler_id=0, tokenizer=None):
+        self.builder = getattr(source, "builder", source)
+        if not hasattr(self.builder, "build_step"):
+            raise TypeError(
+                "Generator needs a model of build_transformer_model, or an object with build_step; got "
+                f"{type(source).__name__}. After load_model, build the model anew and load the weights."
+            )
+        self.step = self.builder.build_step(last_only=True)
+        self._context_model = self.builder.build_context() if hasattr(self.builder, "build_context") else None
+        ends = [] if end_id is None else end_id if isinstance(end_id, (list, tuple)) else [end_id]
+        self.end_ids = [int(i) for i in ends]
+        self.start_id, self.filler_id, self.tokenizer = start_id, filler_id, tokenizer
+        self._compiled, self._weights = {}, None
+
+    def generate(
+        self,
+        prompts,
+        max_new_tokens=64,
+        *,
+        strategy=None,
+        processors=(),
+        n=1,
+        segments=None,
+        next_segment=None,
+        positions=None,
+        inputs=None,
+        decoder_prompts=None,
+        stop_strings=(),
+        on_logits=None,
+        seed=None,
+        return_scores=False,
+    ):
+        """Continuations of a batch of prompts.
+
+        Args:
+            prompts: ragged list of lists of token ids; for an encoder-decoder those of the encoder (or, for a decoder
+                alone, its states as arrays [C, D]).
+            max_new_tokens: at most so many tokens per continuation, the end token counted.
+            strategy: `Greedy()` (the default), `Sample(...)` or `Beam(...)`.
+            processors: of the logits, such as `RepetitionPenalty`; in transformers' order, whatever the order given.
+            n: continuations per prompt: samples, or the best hypotheses of a beam.
+            segments: ids of the prompts' tokens, ragged alike; 0 by default.
+            next_segment: of the new tokens; by default 1 for unilm, else that of the prompt's last token.
+            positions: of the prompts' tokens, for a model with custom_position_ids; they go on by 1.
+            inputs: further inputs of the model, {name: array [B, ...]}.
+            decoder_prompts: for an encoder-decoder, first tokens of the decoder; [[start_id]] for each by default.
+            stop_strings: a continuation whose text contains one of them ends; needs a tokenizer.
+            on_logits: function (logits float [rows, V], rows) -> logits, called at each step; `rows` lists for each row
+                the number of its prompt and the tokens written so far. -inf forbids a token.
+            seed: of the draws; None takes one from NumPy's global generator, which `set_seed` seeds.
+            return_scores: also return the sum of the log-probabilities of each continuation's tokens (for a beam
+                divided by length ** length_penalty).
+        Returns: a list of token ids per prompt, the end token included; with n > 1 a list of n such lists. With
+            return_scores a pair (tokens, scores) of such lists.
+        Raises: ValueError for empty prompts, prompts that exceed the position table, NaN logits, or a step in which no
+            token is allowed.
+        """
+        request = self._request(
+            prompts, max_new_tokens, strategy, processors, n, segments=segments, next_segment=next_segment,
+            positions=positions, inputs=inputs, decoder_prompts=decoder_prompts, seed=seed, scored=return_scores,
+        )
+        if not max_new_tokens:
+            empty = [[[]] * n] * request.count, [[0.0] * n] * request.count
+            return _results(*empty, n=n, scored=return_scores)
+        if stop_strings and isinstance(strategy, Beam):
+            raise ValueError("stop_strings are looked for in one text per row: use Greedy() or Sample(...), not Beam")
+        if on_logits is None and not stop_strings:
+            state = self._part(request.loop, "run")(request.feeds)
+        else:
+            for state in self._steps(request, on_logits, self._stop_check(stop_strings)):
+                pass
+        tokens, scores = self._collected(request, state)
+        return _results(tokens, scores, n=n, scored=return_scores)
+
+    def stream(self, prompt, max_new_tokens=64, *, text=False, stop_strings=(), on_logits=None, **options):
+        """An iterator over the new tokens of one prompt, or with `text` over pieces of its text, as they come.
+
+        Args:
+            prompt: list of token ids; further arguments as for `generate`, a beam excepted.
+            text: yield text; a piece may be empty as long as a character is incomplete.
+        """
+        options = {"strategy": None, "processors": (), **options}
+        if isinstance(options["strategy"], Beam):
+            raise ValueError("a beam decides late which tokens it keeps: stream takes Greedy() or Sample(...)")
+        if text:
+            self._needs_tokenizer("stream(text=True)")
+        if not checked_count("max_new_tokens", max_new_tokens, 0):
+            return iter(())
+        given = {name: [value] for name, value in options.items() if name in _PER_PROMPT and value is not None}
+        request = self._request([prompt], max_new_tokens, n=1, **{**options, **given})
+        tokens = self._new_tokens(request, on_logits, self._stop_check(stop_strings))
+        return self._pieces(tokens) if text else tokens
+
+    # ---- one request -----------------------------------------------------------------------------------------
+
+    def _request(self, prompts, max_new_tokens, strategy=None, processors=(), n=1, *, segments=None, next_segment=None,
+                 positions=None, inputs=None, decoder_prompts=None, seed=None, scored=False):
+        checked_count("max_new_tokens", max_new_tokens, 0)
+        checked_count("n", n, 1)
+        strategy, chain = strategy or Greedy(), Chain.in_order(processors)
+        chain.check(self.step.output["logits"].shape[-1])
+        count, batch = len(prompts), power_of_two(max(len(prompts), 1))
+        same = {name: filled(x, batch) for name, x in (inputs or {}).items()}
+        if self._context_model is not None:
+            same |= self._context(prompts)
+            prompts = decoder_prompts or [[self.start_id]] * count
+        prompts = checked_prompts(prompts, getattr(self.builder, "position_limit", None), max_new_tokens)
+        self._check_inputs(same)
+        loop = self._loop(strategy, chain, n, scored)
+        feeds = prompt_feeds(
+            prompts, segments, positions, self.step.input,
+            next_segment=getattr(self.builder, "next_segment", None) if next_segment is None else next_segment,
+        )
+        feeds |= loop_feeds(
+            max(max_new_tokens, 1), self.end_ids, self.filler_id,
+            chain=chain, sampler=strategy, seed=seed, rows=batch * loop.copies,
+        )
+        feeds["same"] = same
+        return _Request(loop, feeds, count, n, feeds["prompt"]["token"].shape[1])
+
+    def _loop(self, strategy, chain, n, scored):
+        if isinstance(strategy, Beam):
+            if n > strategy.size:
+                raise ValueError(f"a beam of {strategy.size} has no {n} best hypotheses: n must be at most its size")
+            return BeamLoop(self.step, chain, strategy.size, scored, strategy.early_stopping)
+        return SampleLoop(self.step, chain, n, scored, strategy)
+
+    def _context(self, sources):
+        """Keys, values and mask of the encoder states of these prompts."""
+        if not len(sources) or any(not len(source) for source in sources):
+            raise ValueError("prompts must be at least one, and each have at least one token for the encoder")
+        array, mask = padded_right(sources, power_of_two(len(sources)))
+        made = self._part(None, "context")(array)
+        return {**made, "context_mask": ops.convert_to_tensor(mask)}
+
+    def _check_inputs(self, same):
+        own = {"token", "segment", "position", "start", "padding"}
+        needed = {x.name for x in self.step.inputs if x.name not in own and not x.name.startswith(("key_", "value_"))}
+        if needed != set(same):
+            raise ValueError(f"inputs must be {sorted(needed)}, as the model was built; got {sorted(same)}")
+
+    # ---- compiled parts --------------------------------------------------------------------------------------
+
+    def _part(self, loop, name):
+        """A compiled part of a loop; the same one for loops of the same structure, until the weights are others."""
+        weights = tuple(id(weight) for weight in self.step.weights)
+        if self._weights != weights:
+            self._compiled, self._weights = {}, weights
+        key = name, None if loop is None else _structure(loop)
+        if key not in self._compiled:
+            if name == "context":
+                self._compiled[key] = runtime.jit(self._context_model)
+            else:
+                self._compiled[key] = runtime.jit(getattr(loop, name), model=self.step, xla=True)
+        return self._compiled[key]
+
+    def _steps(self, request, on_logits, is_stopped):
+        """The state after each token; Python sees the logits and may end rows."""
+        loop, feeds = request.loop, _as_tensors(request.feeds)
+        state, logits = self._part(loop, "begin")(feeds)
+        while True:
+            if on_logits is not None:
+                logits = self._hooked(request, on_logits, state, logits)
+            state = self._part(loop, "choose")(feeds, state, logits)
+            self._check(state)
+            if is_stopped is not None:
+                state = {**state, "finished": self._stopped(request, state, is_stopped)}
+            yield state
+            if not runtime.to_numpy(loop.running(feeds, state)):
+                return
+            state, logits = self._part(loop, "forward")(feeds, state)
+
+    def _hooked(self, request, on_logits, state, logits):
+        logits, copies = runtime.to_numpy(logits), request.loop.copies
+        written = runtime.to_numpy(state["tokens"])[:, request.size : int(state["length"])].tolist()
+        rows = [(row // copies, written[row]) for row in range(request.count * copies)]
+        changed = np.array(logits)
+        changed[: len(rows)] = on_logits(changed[: len(rows)].copy(), rows)
+        return changed.astype("float32")
+
+    def _stopped(self, request, state, is_stopped):
+        finished = runtime.to_numpy(state["finished"]).copy()
+        written = runtime.to_numpy(state["tokens"])[:, request.size : int(state["length"])]
+        for row in np.flatnonzero(~finished):
+            finished[row] = is_stopped(written[row].tolist())
+        return finished
+
+    def _stop_check(self, stop_strings):
+        if not stop_strings:
+            return None
+        self._needs_tokenizer("stop_strings")
+        strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        return lambda ids: any(string in self.tokenizer.decode(ids) for string in strings)
+
+    def _needs_tokenizer(self, what):
+        if self.tokenizer is None:
+            raise ValueError(f"{what} needs text: give Generator a tokenizer")
+
+    @staticmethod
+    def _check(state):
+        """Raise for logits that were NaN, and for a step in which nothing was allowed."""
+        nan, empty = int(state["nan_step"]), int(state["empty_step"])
+        if nan != NEVER:
+            raise ValueError(f"logits must be numbers; those of step {nan} (from 0) have NaN. Check the model's weights.")
+        if empty != NEVER:
+            raise ValueError(
+                f"at least one token must be allowed; in step {empty} (from 0) all logits are at or below {ABSENT:g}. "
+                "Check the processors and on_logits."
+            )
+
+    # ---- results ---------------------------------------------------------------------------------------------
+
+    def _collected(self, request, state):
+        """(tokens, scores): for each prompt a list of n."""
+        self._check(state)
+        state = {name: runtime.to_numpy(state[name]) for name in state if name != "cache"}
+        if isinstance(request.loop, BeamLoop):
+            tokens, counts, scores = state["pool"], state["pool_count"], state["pool_score"]
+        else:
+            names, shape = ("tokens", "count", "score"), (-1, request.loop.copies)
+            tokens, counts, scores = (state[name].reshape(*shape, *state[name].shape[1:]) for name in names)
+        kept = scores > ABSENT_SCORE / 2  # a beam may have found fewer than n
+        found = [np.flatnonzero(row)[: request.n] for row in kept[: request.count]]
+        ends = request.size + counts
+        texts = [[tokens[i, j, request.size : ends[i, j]].tolist() for j in row] for i, row in enumerate(found)]
+        return texts, [[float(scores[i, j]) for j in row] for i, row in enumerate(found)]
+
+    def _new_tokens(self, request, on_logits, is_stopped):
+        for state in self._steps(request, on_logits, is_stopped):
+            yield int(runtime.to_numpy(state["tokens"])[0, int(state["length"]) - 1])
+
+    def _pieces(self, tokens):
+        """Pieces of text; what is incomplete waits for more tokens."""
+        ids, shown = [], ""
+        for token in tokens:
+            ids.append(token)
+            text = self.tokenizer.decode(ids)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(shown) :]
+                shown = text
+        yield self.tokenizer.decode(ids)[len(shown) :]
+
+
+_PER_PROMPT = ("segments", "positions", "decoder_prompts")  # what `generate` takes a list of
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A loop with its feeds; count: prompts; n: results for each; size: slots of the prompts."""
+
+    loop: object
+    feeds: dict
+    count: int
+    n: int
+    size: int
+
+
+def _structure(loop):
+    """What a compiled loop depends on besides the shapes of its feeds."""
+    sampler = getattr(loop, "sampler", None)
+    stopping = getattr(loop, "early_stopping", None)
+    return type(loop), loop.copies, loop.scored, loop.chain.structure, stopping, sampler and sampler.structure
+
+
+def _as_tensors(feeds):
+    return keras.tree.map_structure(ops.convert_to_tensor, feeds)
+
+
+def _results(tokens, scores, *, n, scored):
+    if n == 1:
+        tokens, scores = [rows[0] for rows in tokens], [rows[0] for rows in scores]
+    return (tokens, scores) if scored else tokens
