@@ -51,7 +51,7 @@ MODELS_BOTTOM = {
 }
 MODELS_ABOVE = {
     "base": MODELS_BOTTOM,
-    **dict.fromkeys(("finetune", "pretrained"), MODELS_BOTTOM | {"base"}),
+    **dict.fromkeys(("finetune", "pretrained", "teaforn"), MODELS_BOTTOM | {"base"}),
 }
 FAMILY_IMPORTS = {"applications", "base", "blocks", "checkpoint", "weights", "initializers"}
 FAMILIES = {"bert", "albert", "nezha", "electra", "roformer", "gpt", "gpt2", "gpt2_ml", "cpm", "t5", "llama"}

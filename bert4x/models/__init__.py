@@ -20,6 +20,7 @@ from bert4x.models.nezha import NEZHA
 from bert4x.models.pretrained import load_weights, save_pretrained
 from bert4x.models.roformer import RoFormer, RoFormerV2
 from bert4x.models.t5 import T5, T5Decoder, T5Encoder, variants
+from bert4x.models.teaforn import teaforn
 from bert4x.models.weights import LoadReport
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "open_checkpoint",
     "save_pretrained",
     "set_trainable",
+    "teaforn",
 ]
 
 FAMILIES = {
