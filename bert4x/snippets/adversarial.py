@@ -1,7 +1,15 @@
 """Adversarial training in one line: FGM, PGD, FreeLB, gradient penalty, virtual adversarial training."""
 
-from bert4x.backend import keras, runtime, search_layer, walk_layers
-from bert4x.snippets.perturbation import Ascent, FreeLB, Passes, Penalty, Place, VirtualAdversary
+from bert4x.backend import keras, runtime
+from bert4x.snippets.perturbation import (
+    Ascent,
+    FreeLB,
+    Passes,
+    Penalty,
+    Place,
+    VirtualAdversary,
+    embedding_layer,
+)
 
 # Each function below gives the model a class of its own: its class with another `train_step`. Nothing is stored on the
 # model or changed in it, so it may be compiled before or after, saved, copied (the copy is the plain model) and set
@@ -45,7 +53,7 @@ def projected_gradient_descent(
 ):
     """Like `adversarial_training`, with several steps to find delta (PGD).
 
-    delta <- P(delta + step_size G / (|G| + 1e-8)), G = dL/dE at E + delta, from delta = 0;  P shortens to length epsilon
+    delta <- P(delta + step_size G / (|G| + 1e-8)), G = dL/dE at E + delta, from 0;  P shortens to length epsilon
 
     Args:
         step_size: length of one step; None means 2.5 epsilon / steps.
@@ -104,7 +112,7 @@ def virtual_adversarial_training(
     loss = L + weight KL(p || p(E + epsilon d / |d|)),  p constant, predicted without dropout
 
     The KL is the mean over all rows of the batch, those without a label included: give these sample weight 0, or let
-    `semi_supervised` make such batches. Batches without y train on the KL alone, so that a second model of the same
+    `SemiSupervised` make such batches. Batches without y train on the KL alone, so that a second model of the same
     layers, compiled without a loss, can be trained on unlabelled data between the steps of the first:
 
         other = keras.Model(model.inputs, model.outputs)
@@ -147,6 +155,8 @@ class _Trained:
         return runtime.train_step(self, self._adversarial_loss, *arguments)
 
     def _adversarial_loss(self, x, y, sample_weight):
+        if not self.built:
+            self(x)  # makes the variables, which the passes replace
         return self.procedure.loss(Passes(self, self.place, x, y, sample_weight))
 
 
@@ -158,25 +168,11 @@ def _install(model, name, target, procedure):
         raise ValueError(
             f"adversarial training replaces `train_step`; {base.__name__} has its own. Override compute_loss instead."
         )
-    place = Place(_embedding(model, name), target)
+    place = Place(embedding_layer(model, name), target)
     plain_training(model)
     _set_class(model, type(base.__name__, (_Trained, base), {"procedure": procedure, "place": place}))
     model.train_function = None  # what an earlier `fit` has compiled
     return model
-
-
-def _embedding(model, name):
-    layer = search_layer(model, name)
-    if layer is None:
-        names = [inner.name for inner in walk_layers(model) if _is_embedding(inner)]
-        raise ValueError(f"name must be that of an embedding layer; got {name!r}. The model has {names}.")
-    if not _is_embedding(layer):
-        raise ValueError(f"name must be that of an embedding layer; {name!r} is a {type(layer).__name__}.")
-    return layer
-
-
-def _is_embedding(layer):
-    return isinstance(layer, keras.layers.Embedding) or hasattr(layer, "embeddings_initializer")
 
 
 def _size(step_size, epsilon, steps):

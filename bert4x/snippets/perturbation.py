@@ -3,10 +3,25 @@
 import contextlib
 from dataclasses import dataclass
 
-from bert4x.backend import keras, ops, runtime
+from bert4x.backend import keras, ops, runtime, search_layer, walk_layers
 from bert4x.backend.scopes import first_output
 
 _TINY = 1e-8
+
+
+def embedding_layer(model, name):
+    """The embedding layer called `name`, nested models included; ValueError if there is none."""
+    layer = search_layer(model, name)
+    if layer is None:
+        names = [inner.name for inner in walk_layers(model) if _is_embedding(inner)]
+        raise ValueError(f"name must be that of an embedding layer; got {name!r}. The model has {names}.")
+    if not _is_embedding(layer):
+        raise ValueError(f"name must be that of an embedding layer; {name!r} is a {type(layer).__name__}.")
+    return layer
+
+
+def _is_embedding(layer):
+    return isinstance(layer, keras.layers.Embedding) or hasattr(layer, "embeddings_initializer")
 
 
 @dataclass(frozen=True)
