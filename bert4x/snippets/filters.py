@@ -114,13 +114,12 @@ def draw(logits, uniforms):
     Returns: int32 [N]; 0 for a row in which no token is allowed (see `exhausted`).
     """
     weights = _weights(ops.cast(logits, "float32"))
-    size = weights.shape[-1]
-    ids = ops.expand_dims(ops.arange(size, dtype="int32"), 0)
-    target = ops.expand_dims(ops.cast(uniforms, "float32"), -1) * ops.sum(weights, axis=-1, keepdims=True)
-    tokens = _smallest_key(ids, weights, target, lowest=0, bits=size.bit_length())
-    # The product may be rounded up to the sum, and then no token exceeds it.
-    last = ops.max(ops.where(weights > 0, ids, 0), axis=-1, keepdims=True)
-    return ops.squeeze(ops.minimum(tokens, last), -1)
+    ids = ops.expand_dims(ops.arange(weights.shape[-1], dtype="int32"), 0)
+    sums = ops.cumsum(weights, axis=-1)
+    exceeds = sums > ops.expand_dims(ops.cast(uniforms, "float32"), -1) * sums[:, -1:]
+    # Sums of a parallel scan may fall by rounding, and the product may be rounded up to the last of them.
+    first = ops.min(ops.where(ops.logical_and(exceeds, weights > 0), ids, weights.shape[-1]), axis=-1)
+    return ops.minimum(first, ops.max(ops.where(weights > 0, ids, 0), axis=-1))
 
 
 def uniform_numbers(seed, rows, steps):
@@ -155,7 +154,7 @@ def _nucleus(logits, keys, p):
 
 def _below(keys, weights, target):
     """True for the smallest keys of each row as long as their weights sum to no more than target; never for all."""
-    threshold = _smallest_key(keys, weights, target, lowest=_LOWEST, bits=32)
+    threshold = _smallest_key(keys, weights, target)
     return keys < ops.minimum(threshold, ops.max(keys, axis=-1, keepdims=True))
 
 
@@ -165,18 +164,22 @@ def _ordered(x):
     return ops.where(bits < 0, _LOWEST - bits, bits)  # -0.0 becomes 0
 
 
-def _smallest_key(keys, weights, target, *, lowest, bits):
+def _smallest_key(keys, weights, target):
     """The smallest int32 c for each row [N, 1] for which the weights of keys <= c sum to more than target.
 
     c is built from its highest bit downwards: a bit is set if the keys below still sum to no more than target. The sums
     only grow with c, rounding included, as all have the same terms in the same order, some of them set to 0.
     """
-    def narrow(i, low):
-        # From -2**31 the first step, 1 << 31, wraps around to 0.
-        candidate = low + ops.left_shift(ops.ones_like(low), ops.cast(bits - 1 - i, "int32"))
-        # A product, as `where` with a number is five times slower on torch.
-        total = ops.sum(weights * ops.cast(keys < candidate, "float32"), axis=-1, keepdims=True)
-        return ops.where(total <= target, candidate, low)
+    low = ops.full_like(weights[:, :1], _LOWEST, dtype="int32")
+    return ops.fori_loop(0, 32, _narrow, (low, low, keys, weights, target))[0]
 
-    low = ops.full_like(weights[:, :1], lowest, dtype="int32")
-    return ops.fori_loop(0, bits, narrow, low)
+
+def _narrow(i, state):
+    # Not made anew for each call: then JAX, in an eager loop, compiles it once.
+    low, step, keys, weights, target = state
+    candidate = low + step  # the first step is -2**31, and wraps around from -2**31 to 0
+    # A product, as `where` with a number is five times slower on torch.
+    total = ops.sum(weights * ops.cast(keys < candidate, "float32"), axis=-1, keepdims=True)
+    low = ops.where(total <= target, candidate, low)
+    step = ops.bitwise_and(ops.right_shift(step, 1), 2**31 - 1)  # half of it, as if it were unsigned
+    return low, step, keys, weights, target

@@ -192,7 +192,8 @@ def test_filters_over_a_real_vocabulary():
         assert (np.abs(count - expected) <= 1).all() and (count > 200).all()  # float32 sums may differ by a token
     assert (ops.convert_to_numpy(filter_top_k(logits, 40) > -1e4).sum(axis=1) == 40).all()
     typical = ops.convert_to_numpy(filter_typical(logits, 0.5))
-    assert (np.abs((q * (typical > -1e4)).sum(axis=1) - 0.5) < 1e-3).all()
+    mass = (q * (typical > -1e4)).sum(axis=1)
+    assert (mass > 0.5 - 1e-5).all() and (mass < 0.51).all()
 
 
 # ---- what was written
