@@ -48,7 +48,9 @@ def teaforn(model, steps=2, *, discount=0.5, mixing="hidden", top_k=4, label_smo
         weighted=bool(extra or decoder.chosen), factors=[discount**i for i in range(steps)], from_logits=True,
         label_smoothing=label_smoothing, name=f"{decoder.prefix}TeaForN-Loss",
     )
-    return keras.Model([*model.inputs, *extra], loss([decoder.ids, *(extra or decoder.chosen), *logits]))
+    inputs = [*model.inputs, *extra]
+    scores = loss([decoder.ids, *(extra or decoder.chosen), *logits])
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, scores)
 
 
 class _Decoder:
