@@ -15,6 +15,7 @@ from bert4x.snippets.files import (
     strQ2B,
     uniout,
 )
+from bert4x.snippets.folds import k_fold
 from bert4x.snippets.inference import predict_batched
 from bert4x.snippets.last_token import LastToken
 from bert4x.snippets.padding import bucket_length, sequence_padding, to_array, truncate_sequences
@@ -48,9 +49,11 @@ __all__ = [
     "Processor",
     "RepetitionPenalty",
     "Resume",
+    "RunPlot",
     "Sample",
     "SemiSupervised",
     "Temperature",
+    "TensorBoard",
     "TopK",
     "TopP",
     "Typical",
@@ -69,6 +72,7 @@ __all__ = [
     "integrated_gradients",
     "is_finite",
     "is_one_of",
+    "k_fold",
     "is_string",
     "longest_common_subsequence",
     "longest_common_substring",
@@ -77,6 +81,7 @@ __all__ = [
     "parallel_apply",
     "parallel_apply_generator",
     "plain_training",
+    "plot_history",
     "predict_batched",
     "random_replacement",
     "repeat_rows",
@@ -106,6 +111,7 @@ _LAZY = {
         "draw", "exhausted", "filter_min_p", "filter_top_k", "filter_top_p", "filter_typical", "is_finite",
         "uniform_numbers",
     ),
+    "logs": ("RunPlot", "TensorBoard", "plot_history"),
     "history": (
         "BadWords", "ForcedPrefix", "FrequencyPenalty", "MinNewTokens", "NoRepeatNGram", "PresencePenalty",
         "RepetitionPenalty",

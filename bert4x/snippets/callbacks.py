@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: keep the best weights, resume an interrupted run, show the effective learning rate."""
+"""Callbacks for `fit`: keep the best weights and stop early, resume an interrupted run, show the learning rate."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from bert4x.backend import keras, runtime
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Saves the weights whenever the score of an epoch is better than all before.
+    """Saves the weights whenever the score of an epoch is better than all before; may end training early.
 
     The score and the best score so far enter the logs (the last line of the progress bar) as `score`,
     `best_score`.
@@ -23,36 +23,47 @@ class BestWeights(keras.callbacks.Callback):
             the logs.
         mode: "max" if more is better, "min" if less is.
         restore: load the best weights when training ends.
+        patience: end training after so many epochs in a row without a better score.
+        saved: the model whose weights are saved and that `score` is given, where it is not the one that is trained:
+            what is used afterwards, of a training model that shares its weights.
     Raises:
-        ValueError for another suffix or mode, or a score that is missing or NaN.
+        ValueError for another suffix, mode or patience, or a score that is missing or NaN.
     """
 
-    def __init__(self, filepath, score, *, mode="max", restore=False):
+    def __init__(self, filepath, score, *, mode="max", restore=False, patience=None, saved=None):
         super().__init__()
         if not str(filepath).endswith(".weights.h5"):
             raise ValueError(f"filepath must end in '.weights.h5', as Keras demands; got {str(filepath)!r}.")
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be 'max' or 'min'; got {mode!r}.")
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience must be at least 1 epoch, or None; got {patience!r}.")
         self.filepath = Path(filepath)
         self.score = score
         self.sign = 1 if mode == "max" else -1
         self.restore = restore
-        self.best = None
+        self.patience, self.saved = patience, saved
+        self.best, self.waited = None, 0  # `waited`: epochs since the best one
 
     def on_epoch_end(self, epoch, logs=None):
         """Score the model and save it if it is the best."""
         logs = {} if logs is None else logs
-        score = self._score(logs)
+        trained = self.model  # reading it brings JAX's state back into the variables, also those of `saved`
+        model = trained if self.saved is None else self.saved
+        score = self._score(model, logs)
+        self.waited += 1
         if self.best is None or self.sign * score > self.sign * self.best:
-            self.best = score
+            self.best, self.waited = score, 0
             aside = self.filepath.with_name(f".{os.getpid()}-{self.filepath.name}")
-            self.model.save_weights(aside)
+            model.save_weights(aside)
             os.replace(aside, self.filepath)
+        if self.patience is not None and self.waited >= self.patience:
+            trained.stop_training = True
         logs["score"], logs["best_score"] = score, self.best
 
-    def _score(self, logs):
+    def _score(self, model, logs):
         if callable(self.score):
-            score = float(self.score(self.model))
+            score = float(self.score(model))
         elif self.score in logs:
             score = float(logs[self.score])
         else:
@@ -64,15 +75,15 @@ class BestWeights(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Load the best weights if asked to."""
         if self.restore and self.best is not None:
-            self.model.load_weights(self.filepath)
+            (self.model if self.saved is None else self.saved).load_weights(self.filepath)
 
     def get_state(self):
         """Return the best score, for `Resume`."""
-        return {"best": self.best}
+        return {"best": self.best, "waited": self.waited}
 
     def set_state(self, state):
         """Take over the best score of an interrupted run."""
-        self.best = state["best"]
+        self.best, self.waited = state["best"], state.get("waited", 0)
 
 
 class Resume(keras.callbacks.Callback):
@@ -210,11 +221,13 @@ class LearningRateLogger(keras.callbacks.Callback):
 
     It is read before each step, since after it a schedule already gives the rate of the next one. With
     `steps_per_execution` above 1 it is the rate of the first step executed. The schedules of bert4x.optimizers are
-    included.
+    included; of accumulated micro-batches each shows the rate of the update that it becomes part of.
+
+    It stands before the callbacks that write logs: `CSVLogger`, `RunPlot`, `bert4x.snippets.TensorBoard`.
 
     Args:
-        key: name in the logs. Keras' TensorBoard callback itself writes the rate without those schedules as
-            `learning_rate`: with it, take another name.
+        key: name in the logs. Keras' own TensorBoard callback overwrites `learning_rate` by the rate without those
+            schedules: with it, take another name.
     """
 
     def __init__(self, *, key="learning_rate"):

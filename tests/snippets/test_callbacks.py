@@ -136,6 +136,76 @@ def test_best_weights(tmp_path):
     np.testing.assert_array_equal(runtime.to_numpy(other.weights[0]), seen[1][0])
 
 
+def test_patience(tmp_path):
+    """Stops after two epochs without a better score, also where the run was resumed in between."""
+    x, y = collate(data())
+    scores = [0.3, 0.5, 0.4, 0.5, 0.6]
+    best = BestWeights(tmp_path / "a.weights.h5", lambda _: scores[len(seen) - 1], patience=2)
+    seen = []
+
+    class Count(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append(epoch)
+
+    classifier().fit(x, y, epochs=9, verbose=0, callbacks=[Count(), best])
+    assert seen == [0, 1, 2, 3] and best.best == 0.5 and best.waited == 2
+    again = BestWeights(tmp_path / "a.weights.h5", lambda _: 0.2, patience=2)
+    again.set_state({**best.get_state(), "waited": 1})
+    assert len(classifier().fit(x, y, epochs=9, verbose=0, callbacks=[again]).epoch) == 1
+    with pytest.raises(ValueError, match="patience"):
+        BestWeights(tmp_path / "a.weights.h5", "loss", patience=0)
+
+
+def test_the_weights_of_another_model_are_saved(tmp_path):
+    """A training model around the model that is used: the file loads into the latter."""
+    used = bare()
+    training = keras.Model(used.inputs, keras.layers.Rescaling(1.0)(used.outputs[0]))
+    training.compile("adam", "sparse_categorical_crossentropy")
+    given = []
+    best = BestWeights(tmp_path / "a.weights.h5", lambda m: given.append(m) or 1.0, saved=used, restore=True)
+    training.fit(*collate(data()), verbose=0, callbacks=[best])
+    other = bare()
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert given == [used]
+    np.testing.assert_array_equal(runtime.to_numpy(other.weights[0]), runtime.to_numpy(used.weights[0]))
+
+
+KILLED_WHILE_WRITING = """
+import os, sys
+from tests.snippets.test_callbacks import *
+
+def killed(path, *args, **kwargs):
+    with open(path, "wb") as file:
+        file.write(b"half a file")
+    os._exit(9)
+
+class Breaks(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.save_weights = killed
+
+scores = iter([1, 2])
+best = BestWeights(sys.argv[1], lambda model: next(scores))
+set_seed(0)
+model = classifier()
+model.fit(*collate(data()), epochs=2, verbose=0, callbacks=[Breaks(), best])
+"""
+
+
+def test_a_kill_while_the_weights_are_written_leaves_the_old_ones(tmp_path):
+    path = tmp_path / "best.weights.h5"
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(path)], capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    assert path.name in os.listdir(tmp_path) and len(os.listdir(tmp_path)) == 2  # the other is the half file
+    set_seed(0)
+    model = classifier()
+    model.fit(*collate(data()), epochs=1, verbose=0)
+    other = bare()
+    other.load_weights(path)
+    for one, two in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_allclose(runtime.to_numpy(one), runtime.to_numpy(two), rtol=0, atol=1e-7)
+
+
 def test_best_weights_by_a_key_of_the_logs(tmp_path):
     model = classifier()
     x, y = collate(data())
