@@ -264,7 +264,8 @@ def standard_normal(shape, seed, step):
     if _BACKEND == "jax":
         return jax.random.normal(jax.random.fold_in(jax.random.key(seed), step), shape)
     device = ops.convert_to_tensor(step).device
-    generator = torch.Generator(device).manual_seed(seed * 2**32 + int(step))
+    mixed = np.random.SeedSequence([seed, int(step)]).generate_state(1)[0]  # torch's CPU generator takes 32 bits
+    generator = torch.Generator(device).manual_seed(int(mixed))
     return torch.randn(tuple(shape), generator=generator, device=device)
 
 

@@ -10,6 +10,7 @@ from keras import ops
 
 from bert4x.backend import runtime
 from bert4x.backend.runtime import check_ids, jit, overridden, to_numpy, value_and_grad
+from bert4x.backend.scopes import first_output
 
 
 def small_model():
@@ -299,3 +300,30 @@ def test_no_other_backend_is_imported():
         "added = names & set(sys.modules) - before; sys.exit(f'imported {added}' if added else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_standard_normal_depends_on_seed_and_step():
+    draws = [to_numpy(runtime.standard_normal((50, 40), seed, step)) for seed, step in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2]) and not np.array_equal(draws[0], draws[3])
+    assert abs(draws[0].mean()) < 0.1 and abs(draws[0].std() - 1) < 0.1
+
+
+def test_value_and_grad_hands_further_results_through():
+    (value, doubled), gradient = value_and_grad(lambda x: (ops.sum(x**2), 2 * x), ops.ones(3), has_aux=True)
+    np.testing.assert_allclose([to_numpy(value), *to_numpy(doubled), *to_numpy(gradient)], [3] + [2] * 6)
+
+
+def test_a_compiled_function_may_differentiate():
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    layer.build((None, 3))
+    slope = jit(lambda x: value_and_grad(lambda x: ops.sum(layer(x) ** 2), x)[1], model=layer)
+    np.testing.assert_allclose(to_numpy(slope(np.ones((1, 3), "float32"))), [[6, 6, 6]], rtol=1e-6)
+
+
+def test_first_output_changes_one_call_and_only_in_the_block():
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    x = ops.ones((1, 2))
+    with first_output(layer, lambda output: output + 5):
+        assert [float(to_numpy(layer(x))[0, 0]) for _ in range(2)] == [7, 2]
+    assert type(layer) is keras.layers.Dense and float(to_numpy(layer(x))[0, 0]) == 2

@@ -75,14 +75,14 @@ def test_gradient_of_the_penalty_through_a_whole_block():
 @pytest.mark.parametrize("target", ["table", "output"])
 def test_bert_learns_under_attack(target, remat):
     model = adversarial_training(classifier(remat=remat), epsilon=0.3, target=target)
-    losses = [model.train_on_batch(INPUTS, LABELS) for _ in range(30)]
-    assert losses[-1] < 0.6 * losses[0]
+    losses = [model.train_on_batch(INPUTS, LABELS) for _ in range(15)]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_free_lb_of_bert():
     model = free_lb(classifier(), epsilon=0.3)
-    losses = [model.train_on_batch(INPUTS, LABELS) for _ in range(20)]
-    assert losses[-1] < 0.8 * losses[0]
+    losses = [model.train_on_batch(INPUTS, LABELS) for _ in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_lora_trains_around_a_frozen_table():
@@ -118,9 +118,8 @@ def test_vat_learns_from_both_kinds():
     model = virtual_adversarial_training(classifier(), epsilon=0.3, xi=1.0)
     model.compile(model.optimizer, model.loss, weighted_metrics=["accuracy"])
     batches = SemiSupervised(labeled, unlabeled)
-    history = model.fit(batches.forfit(), steps_per_epoch=10, epochs=4, verbose=0).history
-    assert history["loss"][-1] < 0.5 * history["loss"][0]
-    assert history["accuracy"][-1] == 1
+    history = model.fit(batches.forfit(), steps_per_epoch=10, epochs=2, verbose=0).history
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
 
 
 def test_noise_of_vat_is_that_of_its_seed_and_step():
