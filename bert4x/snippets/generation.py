@@ -1,5 +1,6 @@
 """`Generator`: prompts in, continuations out, over the cached step graph of any generative model."""
 
+import collections
 import dataclasses
 from typing import ClassVar
 
@@ -8,9 +9,11 @@ import numpy as np
 from bert4x.backend import keras, ops, runtime
 from bert4x.snippets.filters import ABSENT
 from bert4x.snippets.loops import ABSENT_SCORE, NEVER, BeamLoop, SampleLoop
-from bert4x.snippets.processors import Chain
+from bert4x.snippets.processors import Chain, check_real
 from bert4x.snippets.requests import (
+    check_states,
     checked_count,
+    checked_ids,
     checked_prompts,
     filled,
     loop_feeds,
@@ -40,7 +43,8 @@ class Beam:
 
     def __post_init__(self):
         checked_count("Beam.size", self.size, 1)
-        if self.early_stopping not in (True, False, "never"):
+        check_real(self, "length_penalty")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(f"Beam.early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
 
     def arrays(self):
@@ -80,7 +84,10 @@ class Generator:
         self.step = self.builder.build_step(last_only=True)
         self._context_model = self.builder.build_context() if hasattr(self.builder, "build_context") else None
         ends = [] if end_id is None else end_id if isinstance(end_id, (list, tuple)) else [end_id]
-        self.end_ids = [int(i) for i in ends]
+        self.end_ids = sorted({checked_count("end_id", i, 0) for i in ends})
+        vocab_size = self.step.output["logits"].shape[-1]
+        if self.end_ids and self.end_ids[-1] >= vocab_size:
+            raise ValueError(f"end_id must be below the number of logits, {vocab_size}; got {self.end_ids[-1]}")
         self.start_id, self.filler_id, self.tokenizer = start_id, filler_id, tokenizer
         self._compiled, self._weights = {}, None
 
@@ -117,8 +124,9 @@ class Generator:
             inputs: further inputs of the model, {name: array [B, ...]}.
             decoder_prompts: for an encoder-decoder, first tokens of the decoder; [[start_id]] for each by default.
             stop_strings: a continuation whose text contains one of them ends; needs a tokenizer.
-            on_logits: function (logits float [rows, V], rows) -> logits, called at each step; `rows` lists for each row
-                the number of its prompt and the tokens written so far. -inf forbids a token.
+            on_logits: function (logits float [rows, V], rows) -> logits, called at each step for the rows that go on;
+                `rows` lists for each the number of its prompt and the tokens written so far. -inf forbids a token. A
+                beam passes log-probabilities, and those of the tokens that are left are not scaled up.
             seed: of the draws; None takes one from NumPy's global generator, which `set_seed` seeds.
             return_scores: also return the sum of the log-probabilities of each continuation's tokens (for a beam
                 divided by length ** length_penalty).
@@ -139,8 +147,8 @@ class Generator:
         if on_logits is None and not stop_strings:
             state = self._part(request.loop, "run")(request.feeds)
         else:
-            for state in self._steps(request, on_logits, self._stop_check(stop_strings)):
-                pass
+            states = self._steps(request, on_logits, self._stop_check(stop_strings))
+            state = collections.deque(states, maxlen=1).pop()
         tokens, scores = self._collected(request, state)
         return _results(tokens, scores, n=n, scored=return_scores)
 
@@ -172,12 +180,19 @@ class Generator:
         strategy, chain = strategy or Greedy(), Chain.in_order(processors)
         chain.check(self.step.output["logits"].shape[-1])
         count, batch = len(prompts), power_of_two(max(len(prompts), 1))
+        self._check_inputs(inputs or {}, count, segment=segments, position=positions)
         same = {name: filled(x, batch) for name, x in (inputs or {}).items()}
+        vocab_size = getattr(self.builder, "vocab_size", None)
         if self._context_model is not None:
-            same |= self._context(prompts)
+            same |= self._context(prompts, vocab_size)
             prompts = decoder_prompts or [[self.start_id]] * count
-        prompts = checked_prompts(prompts, getattr(self.builder, "position_limit", None), max_new_tokens)
-        self._check_inputs(same)
+        elif decoder_prompts is not None:
+            raise ValueError("decoder_prompts are for encoder-decoders and decoders; this model has no encoder")
+        if len(prompts) != count:
+            raise ValueError(f"decoder_prompts must be one per prompt; got {len(prompts)} for {count} prompts")
+        prompts = checked_prompts(
+            prompts, getattr(self.builder, "position_limit", None), max_new_tokens, vocab_size=vocab_size
+        )
         loop = self._loop(strategy, chain, n, scored)
         feeds = prompt_feeds(
             prompts, segments, positions, self.step.input,
@@ -197,19 +212,29 @@ class Generator:
             return BeamLoop(self.step, chain, strategy.size, scored, strategy.early_stopping)
         return SampleLoop(self.step, chain, n, scored, strategy)
 
-    def _context(self, sources):
+    def _context(self, sources, vocab_size):
         """Keys, values and mask of the encoder states of these prompts."""
-        if not len(sources) or any(not len(source) for source in sources):
-            raise ValueError("prompts must be at least one, and each have at least one token for the encoder")
+        wanted = self._context_model.inputs[0]
+        if len(wanted.shape) == 2:
+            sources = checked_ids(sources, vocab_size)
+        else:
+            check_states(sources, wanted.shape[-1])
         array, mask = padded_right(sources, power_of_two(len(sources)))
         made = self._part(None, "context")(array)
         return {**made, "context_mask": ops.convert_to_tensor(mask)}
 
-    def _check_inputs(self, same):
-        own = {"token", "segment", "position", "start", "padding"}
-        needed = {x.name for x in self.step.inputs if x.name not in own and not x.name.startswith(("key_", "value_"))}
-        if needed != set(same):
-            raise ValueError(f"inputs must be {sorted(needed)}, as the model was built; got {sorted(same)}")
+    def _check_inputs(self, inputs, count, **roles):
+        own = ("token", "segment", "position", "start", "padding")
+        kept = ("key_", "value_", "context_")
+        needed = {x.name for x in self.step.inputs if x.name not in own and not x.name.startswith(kept)}
+        if needed != set(inputs):
+            raise ValueError(f"inputs must be {sorted(needed)}, as the model was built; got {sorted(inputs)}")
+        for name, array in inputs.items():
+            if np.shape(array)[:1] != (count,):
+                raise ValueError(f"inputs must have a row per prompt; {name} is {np.shape(array)} for {count} prompts")
+        for role, given in roles.items():
+            if given is not None and role not in self.step.input:
+                raise ValueError(f"{role}s were given, but the model has no such input: leave them out")
 
     # ---- compiled parts --------------------------------------------------------------------------------------
 
@@ -243,12 +268,16 @@ class Generator:
             state, logits = self._part(loop, "forward")(feeds, state)
 
     def _hooked(self, request, on_logits, state, logits):
-        logits, copies = runtime.to_numpy(logits), request.loop.copies
-        written = runtime.to_numpy(state["tokens"])[:, request.size : int(state["length"])].tolist()
-        rows = [(row // copies, written[row]) for row in range(request.count * copies)]
-        changed = np.array(logits)
-        changed[: len(rows)] = on_logits(changed[: len(rows)].copy(), rows)
-        return changed.astype("float32")
+        """The logits with what `on_logits` makes of those of the rows that go on."""
+        logits = np.array(runtime.to_numpy(logits))
+        live = np.flatnonzero(runtime.to_numpy(request.loop.live(state)))
+        written = runtime.to_numpy(state["tokens"])[live, request.size : int(state["length"])].tolist()
+        numbers = (live // request.loop.copies).tolist()
+        changed = np.asarray(on_logits(logits[live], list(zip(numbers, written, strict=True))), "float32")
+        if changed.shape != logits[live].shape:
+            raise ValueError(f"on_logits must return logits {logits[live].shape}, as it gets them; got {changed.shape}")
+        logits[live] = changed
+        return logits
 
     def _stopped(self, request, state, is_stopped):
         finished = runtime.to_numpy(state["finished"]).copy()
@@ -273,7 +302,7 @@ class Generator:
         """Raise for logits that were NaN, and for a step in which nothing was allowed."""
         nan, empty = int(state["nan_step"]), int(state["empty_step"])
         if nan != NEVER:
-            raise ValueError(f"logits must be numbers; those of step {nan} (from 0) have NaN. Check the model's weights.")
+            raise ValueError(f"logits must be numbers; those of step {nan} (from 0) have NaN. Check the weights.")
         if empty != NEVER:
             raise ValueError(
                 f"at least one token must be allowed; in step {empty} (from 0) all logits are at or below {ABSENT:g}. "

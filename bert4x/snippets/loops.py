@@ -106,15 +106,22 @@ class Loop:
         prompt_length = feeds["prompt"]["token"].shape[1]
         written = state["length"] - prompt_length
         padding = self.spread(feeds["padding"])
-        return Context(state["tokens"], state["length"], padding, ops.convert_to_tensor(prompt_length, "int32"), written)
+        prompt_length = ops.convert_to_tensor(prompt_length, "int32")
+        return Context(state["tokens"], state["length"], padding, prompt_length, written)
 
-    def troubles(self, state, step, live, logits, processed):
-        """The first steps in which a live row had NaN logits, or no token that is allowed."""
-        nan = ops.any(ops.logical_and(live, ops.logical_not(is_finite(logits))))
-        empty = ops.any(ops.logical_and(live, exhausted(processed)))
+    def live(self, state):
+        """bool [N]: the rows that are being extended."""
+        return ops.logical_not(state["finished"])
+
+    def troubles(self, before, step, logits, empty):
+        """The first steps in which a live row had NaN logits, or in which one was `empty`: had no token to go on with.
+
+        before: the state in which the logits were made.
+        """
+        nan = ops.logical_and(self.live(before), ops.logical_not(is_finite(logits)))
         return {
-            "nan_step": ops.minimum(state["nan_step"], ops.where(nan, step, NEVER)),
-            "empty_step": ops.minimum(state["empty_step"], ops.where(empty, step, NEVER)),
+            "nan_step": ops.minimum(before["nan_step"], ops.where(ops.any(nan), step, NEVER)),
+            "empty_step": ops.minimum(before["empty_step"], ops.where(ops.any(empty), step, NEVER)),
         }
 
     def running(self, feeds, state):
@@ -133,6 +140,11 @@ def is_stop(tokens, stops):
     return ops.any(ops.expand_dims(tokens, -1) == stops, axis=-1)
 
 
+def exists(score):
+    """Whether hypotheses of these scores are any."""
+    return score > ABSENT_SCORE / 2
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleLoop(Loop):
     """Each row on its own: the most probable token, or one drawn.
@@ -147,7 +159,7 @@ class SampleLoop(Loop):
         context = self.context(feeds, state)
         processed = self.chain(logits, context, feeds["chain"])
         token = self.sampler(processed, ops.take(feeds["uniforms"], context.step, axis=0), feeds["sampler"])
-        live = ops.logical_not(state["finished"])
+        live = self.live(state)
         token = ops.where(live, token, feeds["filler"])
         score = state["score"]
         if self.scored:
@@ -155,7 +167,7 @@ class SampleLoop(Loop):
             score = score + ops.where(live, logs, 0.0)
         return {
             **state,
-            **self.troubles(state, context.step, live, logits, processed),
+            **self.troubles(state, context.step, logits, ops.logical_and(live, exhausted(processed))),
             "tokens": ops.slice_update(state["tokens"], (0, state["length"]), token[:, None]),
             "length": state["length"] + 1,
             "finished": ops.logical_or(state["finished"], is_stop(token, feeds["stops"])),
@@ -168,11 +180,11 @@ class SampleLoop(Loop):
 class BeamLoop(Loop):
     """Beam search with K = `copies` running hypotheses per prompt, and a pool of the K best that ended.
 
-    A step ranks all extensions; of the 2 K best, those among the first K that end enter the pool, and the K best of
-    the others run on. At the limit all end. The pool ranks by score / length ** length_penalty.
+    A step ranks all extensions. Those among the K best that end enter the pool, and the K best that do not end run on.
+    At the limit all end. The pool ranks by score / length ** length_penalty.
 
     early_stopping: True: a prompt is done when its pool is full. False: when the best running hypothesis, were it to
-        end now, could not enter the full pool. "never": when it could not at any later length.
+        end now, could not enter the full pool. "never": when it could not at any later length. And when nothing runs.
     State besides: pool [B, K, L], pool_score and pool_count [B, K]; score [B, K] of the running ones; done [B].
     """
 
@@ -190,40 +202,49 @@ class BeamLoop(Loop):
             "done": ops.logical_not(feeds["live"]),
         }
 
+    def _call(self, given, padding, start):
+        # Processors and on_logits act on log-probabilities, as they do in transformers.
+        made = super()._call(given, padding, start)
+        return {**made, "logits": ops.log_softmax(made["logits"], axis=-1)}
+
+    def live(self, state):
+        return ops.logical_and(self.spread(~state["done"]), ops.reshape(exists(state["score"]), (-1,)))
+
     def choose(self, feeds, state, logits):
         """State after the hypotheses have been extended."""
-        context = self.context(feeds, state)
+        before, context = state, self.context(feeds, state)
         batch, beams, vocab = *state["score"].shape, logits.shape[-1]
-        # Penalties act on log-probabilities, as they do in transformers.
-        logs = self.chain(ops.log_softmax(logits, axis=-1), context, feeds["chain"])
-        live = ops.logical_and(self.spread(~state["done"]), ops.reshape(state["score"], (-1,)) > ABSENT_SCORE / 2)
-        troubles = self.troubles(state, context.step, live, logits, logs)
-        logs = ops.where(logs <= ABSENT, ABSENT_SCORE, logs)
+        logs = self.chain(logits, context, feeds["chain"])
+        logs = ops.where(logs > ABSENT, logs, ABSENT_SCORE)
         total = state["score"][:, :, None] + ops.reshape(logs, (batch, beams, vocab))
-        scores, places = ops.top_k(ops.reshape(total, (batch, beams * vocab)), 2 * beams)
+        # Each hypothesis can end in as many ways as there are stop tokens; so enough are left that do not end.
+        count = beams * min(vocab, 1 + feeds["stops"].shape[0])
+        scores, places = ops.top_k(ops.reshape(total, (batch, beams * vocab)), count)
         rows = ops.arange(batch)[:, None] * beams + places // vocab
         token = ops.cast(places % vocab, "int32")
         candidates = ops.take(state["tokens"], rows, axis=0)
         where = (0, 0, state["length"])
         candidates = ops.slice_update(candidates, where, token[:, :, None])
         ends = ops.logical_or(is_stop(token, feeds["stops"]), context.step + 1 >= feeds["limit"])
-        state = {**state, **troubles, "length": state["length"] + 1}
+        state = {**state, "length": state["length"] + 1}
         state = self._pooled(feeds, state, candidates, scores, ends)
-        return self._continued(feeds, state, candidates, scores, ends, rows)
+        state = self._continued(feeds, state, candidates, scores, ends, rows)
+        left = ops.logical_or(exists(state["score"][:, 0]), exists(state["pool_score"][:, 0]))
+        empty = ops.logical_not(ops.logical_or(left, before["done"]))
+        return {**state, **self.troubles(before, context.step, logits, empty)}
 
     def _pooled(self, feeds, state, candidates, scores, ends):
         """State with the pool of the best that ended."""
-        beams = self.copies
-        first = ops.arange(2 * beams)[None, :] < beams
+        beams, count = self.copies, scores.shape[1]
+        first = ops.arange(count)[None, :] < beams
         enters = ops.logical_and(ends, ops.logical_and(first, ~state["done"][:, None]))
         # An extension of a hypothesis that does not exist is not one either.
-        ranks = ops.where(
-            ops.logical_and(enters, scores > ABSENT_SCORE / 2), self._rank(feeds, state, scores), ABSENT_SCORE
-        )
+        enters = ops.logical_and(enters, exists(scores))
+        ranks = ops.where(enters, self._rank(feeds, state, scores), ABSENT_SCORE)
         ranks = ops.concatenate([state["pool_score"], ranks], axis=1)
         best, places = ops.top_k(ranks, beams)
         written = ops.zeros_like(places[:, :1]) + state["length"] - feeds["prompt"]["token"].shape[1]
-        counts = ops.concatenate([state["pool_count"], ops.repeat(written, 2 * beams, axis=1)], axis=1)
+        counts = ops.concatenate([state["pool_count"], ops.repeat(written, count, axis=1)], axis=1)
         pool = ops.concatenate([state["pool"], candidates], axis=1)
         return {
             **state,
@@ -248,12 +269,14 @@ class BeamLoop(Loop):
 
     def _is_done(self, feeds, state):
         """bool [B]: whether nothing that runs can improve the pool."""
-        full = state["pool_score"][:, -1] > ABSENT_SCORE / 2
-        if self.early_stopping is True:
-            return full
-        length = feeds["limit"] if self.early_stopping == "never" else None
-        reachable = self._rank(feeds, state, state["score"][:, 0], length)
-        return ops.logical_and(full, reachable <= state["pool_score"][:, -1])
+        best, worst = state["score"][:, 0], state["pool_score"][:, -1]
+        ends = exists(worst)
+        if self.early_stopping is not True:
+            reachable = self._rank(feeds, state, best)
+            if self.early_stopping == "never":
+                reachable = ops.maximum(reachable, self._rank(feeds, state, best, feeds["limit"]))
+            ends = ops.logical_and(ends, reachable <= worst)
+        return ops.logical_or(ends, ops.logical_not(exists(best)))
 
     def is_open(self, feeds, state):
         return ops.logical_not(ops.all(state["done"]))

@@ -44,14 +44,34 @@ def padded_right(rows, batch):
     return array, mask
 
 
-def checked_prompts(prompts, limit, max_new_tokens):
-    """Lists of ids, after a check of their lengths against the position table."""
-    if isinstance(prompts, (str, bytes)) or not len(prompts) or np.ndim(prompts[0]) != 1:
+def checked_ids(prompts, vocab_size=None):
+    """Lists of token ids, none empty and no id beyond the vocabulary."""
+    if isinstance(prompts, (str, bytes)) or not len(prompts):
         raise ValueError(f"prompts must be a list of lists of token ids, at least one; got {prompts!r:.80}")
-    prompts = [[int(token) for token in prompt] for prompt in prompts]
-    empty = [i for i, prompt in enumerate(prompts) if not prompt]
-    if empty:
-        raise ValueError(f"a prompt must have at least one token, such as the start token; prompt {empty[0]} has none")
+    for i, prompt in enumerate(prompts):
+        ids = np.asarray(prompt)
+        if ids.shape == (0,):
+            raise ValueError(f"a prompt must have at least one token, such as the start token; prompt {i} has none")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(f"a prompt must be a list of token ids, which are integers; prompt {i} is {prompt!r:.80}")
+        if ids.min() < 0 or (vocab_size is not None and ids.max() >= vocab_size):
+            raise ValueError(
+                f"token ids must be at least 0 and below the vocabulary of {vocab_size}; prompt {i} has {ids.min()} to "
+                f"{ids.max()}. Do the tokenizer and the model belong together?"
+            )
+    return [np.asarray(prompt).tolist() for prompt in prompts]
+
+
+def check_states(prompts, width):
+    """Raise unless these are encoder states, arrays [C, width]."""
+    shapes = [np.shape(states) for states in prompts]
+    if not shapes or any(len(shape) != 2 or not shape[0] or shape[1] != width for shape in shapes):
+        raise ValueError(f"prompts of a decoder alone must be arrays [C, {width}] of encoder states; got {shapes}")
+
+
+def checked_prompts(prompts, limit, max_new_tokens, *, vocab_size=None):
+    """Lists of ids, after a check of their lengths against the position table."""
+    prompts = checked_ids(prompts, vocab_size)
     longest = max(map(len, prompts))
     # The last token written is not fed again.
     if limit is not None and longest + max_new_tokens - 1 > limit:
