@@ -79,6 +79,7 @@ def test_bert_learns_under_attack(target, remat):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_free_lb_of_bert():
     model = free_lb(classifier(), epsilon=0.3)
     losses = [model.train_on_batch(INPUTS, LABELS) for _ in range(12)]
@@ -122,6 +123,7 @@ def test_vat_learns_from_both_kinds():
     assert history["loss"][-1] < 0.7 * history["loss"][0]
 
 
+@pytest.mark.slow
 def test_noise_of_vat_is_that_of_its_seed_and_step():
     runs = []
     for seed in (0, 0, 1):
@@ -133,6 +135,7 @@ def test_noise_of_vat_is_that_of_its_seed_and_step():
     assert runs[0][0] != runs[0][1]  # the next step draws anew
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend() == "torch", reason="torch runs one step at a time")
 def test_several_steps_in_one_execution():
     one, many = classifier(), classifier()
