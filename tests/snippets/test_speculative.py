@@ -1,0 +1,48 @@
+"""Speculative decoding writes exactly what the target alone writes, in fewer passes where the draft is good."""
+
+import pytest
+
+from bert4x.models import build_transformer_model
+from bert4x.snippets import Generator, SpeculativeGenerator
+from tests.models import generative
+from tests.models.reference_weights import randomize
+
+CONFIG = {**generative.TABLE, "max_position": 40}
+PROMPT = [5, 3, 8, 4, 9]
+
+
+def build(name="gpt2", scale=3, **options):
+    model = build_transformer_model(None, None, name, "lm", **{**CONFIG, **options})
+    randomize(model)
+    model.set_weights([scale * w for w in model.get_weights()])
+    return model
+
+
+@pytest.fixture(scope="module")
+def target():
+    return build()
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 4])
+@pytest.mark.parametrize("end_id", [None, "third"])
+def test_equals_greedy_generation(target, draft_tokens, end_id):
+    (want,) = Generator(target).generate([PROMPT], 20)
+    end_id = want[2] if end_id else None
+    (want,) = Generator(target, end_id).generate([PROMPT], 20)
+    draft = build(num_hidden_layers=1, scale=2)
+    speculative = SpeculativeGenerator(target, draft, end_id, draft_tokens=draft_tokens)
+    assert speculative.generate(PROMPT, 20) == want
+    assert len(set(want)) > 1 and 1 < speculative.passes <= len(want)
+
+
+def test_a_perfect_draft_saves_passes(target):
+    speculative = SpeculativeGenerator(target, target, draft_tokens=4)
+    (want,) = Generator(target).generate([PROMPT], 21)
+    assert speculative.generate(PROMPT, 21) == want
+    assert speculative.passes == 1 + 20 // 5
+    assert speculative.generate(PROMPT[:2], 0) == []
+
+
+def test_different_vocabularies(target):
+    with pytest.raises(ValueError, match="same vocabulary; got 17 and 18"):
+        SpeculativeGenerator(target, build(vocab_size=18))
