@@ -1,8 +1,12 @@
 """The models that are pretrained: a bert4x builder with the heads that an objective asks for."""
 
-from bert4x.backend import batch_gather, keras, ops, sinusoidal_embeddings
+import numpy as np
+
+from bert4x.backend import batch_gather, keras
 from bert4x.models import build_transformer_model
 from bert4x.models.blocks import Pass
+
+SHARPNESS = 1.5  # of the local heads: weights of 0.7 or so on the neighbour
 
 
 class TokensAt(keras.layers.Layer):
@@ -22,7 +26,7 @@ class TokensAt(keras.layers.Layer):
         return (*places, states[-1])
 
 
-def build(config, objective, *, dropout_rate=0.0, sinusoidal=False):
+def build(config, objective, *, dropout_rate=0.0, local_heads=False):
     """(model for `fit`, builder) of an objective.
 
     The model takes and returns what the objective's batches hold: logits named `tokens`, and with sentence order
@@ -32,14 +36,13 @@ def build(config, objective, *, dropout_rate=0.0, sinusoidal=False):
         config: configuration, as a dict; its model_type says which family.
         objective: an `objectives.Objective`.
         dropout_rate: of the hidden states and the attention.
-        sinusoidal: start the position table with sines, so that neighbours can be told at once; a small model needs
-            many steps to learn that from random vectors.
+        local_heads: start as `set_local_heads` says.
     """
     rates = {"dropout_rate": dropout_rate, "attention_dropout_rate": dropout_rate}
     options = {"application": objective.application, "return_keras_model": False, **rates, **_head(config, objective)}
     builder = build_transformer_model(config, checkpoint_path=False, **options)
-    if sinusoidal:
-        set_sinusoidal_positions(builder)
+    if local_heads:
+        set_local_heads(builder)
     make = _masked_model if objective.application == "encoder" else _causal_model
     return make(builder, objective), builder
 
@@ -73,8 +76,30 @@ def _named(x, name):
     return keras.layers.Activation("linear", dtype="float32", name=name)(x)
 
 
-def set_sinusoidal_positions(builder):
-    """Fill the position table with sines of the size that random vectors would have."""
-    layer = builder.layers["Embedding-Position"]
-    table = sinusoidal_embeddings(ops.arange(builder.max_position, dtype="float32"), builder.embedding_size)
-    layer.embeddings.assign(table * (builder.initializer_range * 2**0.5))
+def set_local_heads(builder):
+    """Start the first layer's heads at a neighbour each: the token before, the one after, two before, two after, ...
+
+    Half of the position table are sines of all frequencies up to one in two tokens, the other half slower ones. The
+    query of head h is the position turned by its offset, so that q_i k_j is a sum of cosines of j - i - offset, which
+    peaks where that is 0. From there all weights are learned as ever. Random vectors take a small model thousands of
+    steps, in which it predicts by frequency alone, until it can tell a neighbour.
+    """
+    width, heads = builder.embedding_size, builder.num_attention_heads
+    pairs, used = width // 2, builder.attention_key_size // 2
+    uniform = (np.arange(pairs // 2) + 0.5) * np.pi / (pairs // 2)
+    rates = np.concatenate([uniform, 10000.0 ** -np.linspace(0.1, 1, pairs - pairs // 2)])
+    angles = np.arange(builder.max_position)[:, None] * rates
+    size = builder.initializer_range * 2**0.5  # as large as random vectors
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(builder.max_position, width) * size
+    builder.layers["Embedding-Position"].embeddings.assign(table.astype("float32"))
+    query, key = np.zeros((2, width, heads, used, 2), "float32")
+    for head in range(heads):
+        offset = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+        for slot, pair in enumerate(np.linspace(head % 2, pairs // 2 - 1, used).astype(int)):
+            sine, cosine = np.sin(offset * rates[pair]), np.cos(offset * rates[pair])
+            key[2 * pair, head, slot, 0] = key[2 * pair + 1, head, slot, 1] = SHARPNESS
+            # sin(a + b) and cos(a + b) from sin(a) and cos(a)
+            query[2 * pair : 2 * pair + 2, head, slot] = SHARPNESS * np.array([[cosine, -sine], [sine, cosine]])
+    attention = builder.layers[builder.part(0, "MultiHeadSelfAttention")]
+    attention.query.kernel.assign(query.reshape(width, -1))
+    attention.key.kernel.assign(key.reshape(width, -1))

@@ -58,8 +58,10 @@ def make_objective(name, length, tokenizer, rate):
 
 def make_schedule(steps, warmup, decay):
     """Points of the learning rate's factor: up, level, down."""
-    points = {0: 0.0, warmup: 1.0, max(steps - decay, warmup): 1.0, steps: 0.0}
-    return {step: value for step, value in points.items() if step or not warmup}
+    points = {0: 0.0, warmup: 1.0} if warmup else {0: 1.0}
+    if decay:
+        points |= {max(steps - decay, warmup): 1.0, steps: 0.0}
+    return points
 
 
 def make_optimizer(name, learning_rate, schedule, weight_decay, accumulation):
@@ -78,7 +80,7 @@ def make_optimizer(name, learning_rate, schedule, weight_decay, accumulation):
     return made(learning_rate, epsilon=1e-6, bias_correction=corrected, global_clipnorm=1.0, **options)
 
 
-def compile_model(model, optimizer, *, jit=False, steps_per_execution=1):
+def compile_model(model, optimizer, *, order_weight=1.0, jit=False, steps_per_execution=1):
     """Cross-entropy as a mean over the tokens that have a weight, the same for the order of sentences."""
     losses = [
         keras.losses.SparseCategoricalCrossentropy(
@@ -87,8 +89,10 @@ def compile_model(model, optimizer, *, jit=False, steps_per_execution=1):
         for name in model.output_names
     ]
     metrics = [["accuracy"] for _ in losses]
-    model.compile(optimizer, losses, weighted_metrics=metrics if len(metrics) > 1 else metrics[0],
-                  jit_compile=jit, steps_per_execution=steps_per_execution)
+    model.compile(
+        optimizer, losses, loss_weights=[1.0, order_weight][: len(losses)], jit_compile=jit,
+        weighted_metrics=metrics if len(metrics) > 1 else metrics[0], steps_per_execution=steps_per_execution,
+    )
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -127,8 +131,8 @@ def settled(args, output):
     return argparse.Namespace(**{**vars(args), **fixed})
 
 
-def train(args):
-    """Run, or go on."""
+def train(args, callbacks=()):
+    """Run, or go on, with further callbacks; returns Keras' history."""
     set_seed(args.seed)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -138,21 +142,36 @@ def train(args):
     tokenizer = Tokenizer(args.vocab, do_lower_case=True)
     config = json.loads(Path(args.config).read_text(encoding="utf-8")) | {"vocab_size": tokenizer._vocab_size}
     length = json.loads((Path(args.shards) / "prepare.json").read_text(encoding="utf-8"))["length"]
+    keep_settings(args, output, length)
     objective = make_objective(args.objective, length, tokenizer, args.mask_rate)
     generator = Rows(Shards(find_shards(args.shards, "train")), args.batch_size, objective, seed=args.seed)
     valid = held_out(Shards(find_shards(args.shards, "valid")), objective, args.batch_size, args.validation_records)
     schedule = make_schedule(args.steps, args.warmup, args.decay)
     optimizer = make_optimizer(args.optimizer, args.learning_rate, schedule, args.weight_decay, args.accumulation)
     with runtime.data_parallel(args.data_parallel):
-        model, builder = network.build(config, objective, dropout_rate=args.dropout, sinusoidal=args.sinusoidal)
-        compile_model(model, optimizer, jit=args.jit, steps_per_execution=args.steps_per_execution)
-    callbacks = make_callbacks(args, output, generator, Checkpoints(builder, tokenizer, config, output / "checkpoint"))
+        model, builder = network.build(config, objective, dropout_rate=args.dropout, local_heads=args.local_heads)
+        options = {"jit": args.jit, "steps_per_execution": args.steps_per_execution}
+        compile_model(model, optimizer, order_weight=args.order_weight, **options)
+    checkpoints = Checkpoints(builder, tokenizer, config, output / "checkpoint")
+    callbacks = [*callbacks, *make_callbacks(args, output, generator, checkpoints)]
     print(f"{model.count_params():,} weights, {len(generator.data):,} records, {args.steps:,} steps", flush=True)
     return model.fit(
         generator.forfit(), steps_per_epoch=args.save_every * args.accumulation, callbacks=callbacks,
         epochs=-(-args.steps // args.save_every), verbose=args.verbose,
         validation_data=valid, validation_batch_size=args.batch_size,
     )
+
+
+def keep_settings(args, output, length):
+    """Write the settings and the command of the run, for the card of what comes of it."""
+    given = {name: value for name, value in vars(args).items() if value not in (None, False)}
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in given.items() if name not in ("shards", "finish", "verbose")
+    ]
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings |= {"length": length, "command": " ".join(["python scripts/pretrain/train.py", str(args.shards), *words])}
+    (output / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def make_callbacks(args, output, generator, checkpoints):
@@ -172,6 +191,7 @@ def make_parser():
     add("--vocab", required=True, help="vocabulary file")
     add("--output", required=True, help="folder of the run")
     add("--objective", choices=["mlm", "mlm+sop", "gpt", "unilm"], default="mlm", help="(%(default)s)")
+    add("--order-weight", type=float, default=1.0, help="of the loss of sentence order in mlm+sop (%(default)s)")
     add("--steps", type=int, default=20000, help="updates (%(default)s)")
     add("--finish", type=int, help="end the run in OUTPUT this many updates from where it is")
     add("--warmup", type=int, default=500, help="updates (%(default)s)")
@@ -183,7 +203,7 @@ def make_parser():
     add("--weight-decay", type=float, default=0.01, help="(%(default)s)")
     add("--dropout", type=float, default=0.0, help="(%(default)s)")
     add("--mask-rate", type=float, default=0.15, help="share of the tokens that are predicted (%(default)s)")
-    add("--sinusoidal", action="store_true", help="start the position table with sines")
+    add("--local-heads", action="store_true", help="start the first layer's heads at the neighbouring tokens")
     add("--mixed-precision", choices=["bfloat16", "float16"], help="default: float32")
     add("--jit", action="store_true", help="compile with XLA on TensorFlow; JAX always does")
     add("--steps-per-execution", type=int, default=1, help="batches per call of the compiled step (%(default)s)")

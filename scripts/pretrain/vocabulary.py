@@ -57,10 +57,9 @@ def train_pieces(runs, size):
     trainer = trainers.WordPieceTrainer(vocab_size=size, initial_alphabet=letters, limit_alphabet=len(letters),
                                         show_progress=False, min_frequency=3)
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    # In alphabetical order, for among pieces of one frequency the trainer takes the first it met.
     learner.train_from_iterator((run for run, count in sorted(runs.items()) for _ in range(count)), trainer)
-    vocab = learner.get_vocab()
-    return list(dict.fromkeys([*base, *sorted(vocab, key=vocab.get)]))[:size]
+    # Sorted, since the trainer numbers pieces of one frequency differently from run to run.
+    return list(dict.fromkeys([*base, *sorted(learner.get_vocab())]))
 
 
 def build_vocabulary(texts, size, *, pieces=1000, cover=(), words=0):
