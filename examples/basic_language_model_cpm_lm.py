@@ -10,7 +10,7 @@ Model:   CPM-LM, 2.6 billion parameters, of https://github.com/TsinghuaAI/CPM-1-
 Data:    three tasks below, made up; or --data FILE, a JSON list of {"prompt": ..., "answer": ...}.
 Command: python examples/basic_language_model_cpm_lm.py --checkpoint FOLDER --vocab chinese_vocab.model
 Score:   share of answers that are right to the letter, printed at the end.
-Time:    every token is one pass over the whole text. Not measured: no published checkpoint is at hand here.
+Time:    every token is one step over a cache. Not measured: no published checkpoint is at hand here.
 """
 
 import argparse
@@ -78,10 +78,10 @@ model = build_transformer_model(args.config or args.checkpoint, args.checkpoint,
 class Completion(AutoRegressiveDecoder):
     """Says what may follow the prompt and what was answered so far."""
 
-    @AutoRegressiveDecoder.wraps(default_rtype="probas")
+    @AutoRegressiveDecoder.wraps(default_rtype="logits")
     def predict(self, inputs, output_ids, states):
         token_ids = np.concatenate([inputs[0], output_ids], axis=1)
-        return self.last_token(model).predict(token_ids)
+        return self.cached_step(model).predict(token_ids)
 
 
 # ---- 4. Training: none, the examples in the prompt take its place ---------------------------------------------------

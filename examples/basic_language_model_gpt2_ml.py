@@ -6,7 +6,7 @@ Model:   GPT2-ML, 1.5 billion parameters, of https://github.com/imcaspar/gpt2-ml
 Command: python examples/basic_language_model_gpt2_ml.py --config mega.json --checkpoint model.ckpt-100000
              --vocab vocab.txt [--text 今天天气不错] [--samples 3]
 Score:   none; reading is the test.
-Time:    every token is one pass over the whole text. Not measured: no published checkpoint is at hand here.
+Time:    every token is one step over a cache. Not measured: no published checkpoint is at hand here.
 """
 
 import argparse
@@ -55,10 +55,10 @@ model = build_transformer_model(args.config or args.checkpoint, args.checkpoint,
 class Continuation(AutoRegressiveDecoder):
     """Says what may follow the beginning and what was written so far."""
 
-    @AutoRegressiveDecoder.wraps(default_rtype="probas")
+    @AutoRegressiveDecoder.wraps(default_rtype="logits")
     def predict(self, inputs, output_ids, states):
         token_ids = np.concatenate([inputs[0], output_ids], axis=1)
-        return self.last_token(model).predict(token_ids)
+        return self.cached_step(model).predict(token_ids)
 
 
 # ---- 4. Training: none, the model is used as it is ------------------------------------------------------------------

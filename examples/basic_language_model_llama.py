@@ -6,16 +6,14 @@ Model:   any of these families at huggingface.co, for example Qwen/Qwen2.5-0.5B:
 Command: python examples/basic_language_model_llama.py --checkpoint FOLDER [--text "The capital of France is"]
              [--samples 3 --topp 0.9] [--dtype bfloat16]
 Score:   logits equal those of transformers within 1e-5 on small random models (tests/parity).
-Time:    every token is one pass over the whole text. Not measured: no published checkpoint is at hand here.
+Time:    not measured: no published checkpoint is at hand here. GPT2-base: scripts/benchmark/decode.py.
 """
 
 import argparse
 import time
 
-import numpy as np
-
 from bert4x.models import build_transformer_model
-from bert4x.snippets import AutoRegressiveDecoder, set_seed
+from bert4x.snippets import BadWords, Beam, Generator, Sample, set_seed
 from bert4x.tokenizers import BpeTokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
@@ -48,37 +46,27 @@ set_seed(args.seed)
 
 tokenizer = BpeTokenizer(args.vocab or args.checkpoint)
 end_token = args.end or tokenizer.end_of_text
-end_id = -1 if end_token is None else tokenizer.token_to_id(end_token)  # -1 never comes: only the length ends a text
+end_id = None if end_token is None else tokenizer.token_to_id(end_token)  # None: only the length ends a text
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
 model = build_transformer_model(args.config or args.checkpoint, args.checkpoint, model="llama", dtype=args.dtype)
-
-
-class Continuation(AutoRegressiveDecoder):
-    """Says what may follow the beginning and what was written so far."""
-
-    @AutoRegressiveDecoder.wraps(default_rtype="probas")
-    def predict(self, inputs, output_ids, states):
-        token_ids = np.concatenate([inputs[0], output_ids], axis=1)
-        return self.last_token(model).predict(token_ids)
-
 
 # ---- 4. Training: none, the model is used as it is ------------------------------------------------------------------
 
 # ---- 5. Evaluation --------------------------------------------------------------------------------------------------
 
 # Tables are often larger than the vocabulary; the rows beyond it were never trained.
-never = range(tokenizer._vocab_size, model.builder.vocab_size)
-writer = Continuation(start_id=None, end_id=end_id, maxlen=args.max_length, banned_ids=never)
-for text in texts:
-    started = time.perf_counter()
-    token_ids, _ = tokenizer.encode(text)
-    if args.samples:
-        outputs = writer.random_sample([token_ids], args.samples, topp=args.topp, temperature=args.temperature)
-    else:
-        outputs = [writer.beam_search([token_ids], args.beam)]
+never = [[i] for i in range(tokenizer._vocab_size, model.builder.vocab_size)]
+options = {"n": max(args.samples, 1), "processors": [BadWords(never)] if never else []}
+options["strategy"] = Sample(args.temperature, top_p=args.topp) if args.samples else Beam(args.beam)
+writer = Generator(model, end_id, tokenizer=tokenizer)
+prompts = [tokenizer.encode(text)[0] for text in texts]
+started = time.perf_counter()
+# All texts in one batch; the keys and values of what was read and written stay in a cache.
+results = writer.generate(prompts, args.max_length, **options)
+for text, outputs in zip(texts, results, strict=True):
     print(f"\n{text}")
-    for output_ids in outputs:
+    for output_ids in outputs if args.samples > 1 else [outputs]:
         print(f"  ... {tokenizer.decode(output_ids)}")
-    print(f"  ({sum(map(len, outputs))} tokens in {time.perf_counter() - started:.1f} s)")
+print(f"\n({time.perf_counter() - started:.1f} s, most of them to compile)")

@@ -9,7 +9,7 @@ Model:   NEZHA-Gen of https://github.com/huawei-noah/Pretrained-Language-Model (
 Command: python examples/basic_language_model_nezha_gen_gpt.py --config bert_config.json --checkpoint model.ckpt
              --vocab vocab.txt [--text 今天天气不错] [--samples 3]
 Score:   none; reading is the test.
-Time:    every token is one pass over the whole text. Not measured: no published checkpoint is at hand here.
+Time:    every token is one step over a cache. Not measured: no published checkpoint is at hand here.
 """
 
 import argparse
@@ -60,10 +60,10 @@ model = build_transformer_model(
 class Continuation(AutoRegressiveDecoder):
     """Says what may follow the beginning and what was written so far."""
 
-    @AutoRegressiveDecoder.wraps(default_rtype="probas")
+    @AutoRegressiveDecoder.wraps(default_rtype="logits")
     def predict(self, inputs, output_ids, states):
         token_ids = np.concatenate([inputs[0], output_ids], axis=1)
-        return self.last_token(model).predict(token_ids)
+        return self.cached_step(model).predict(token_ids)
 
 
 # ---- 4. Training: none, the model is used as it is ------------------------------------------------------------------

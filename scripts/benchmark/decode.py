@@ -3,7 +3,7 @@
     python scripts/benchmark/decode.py greedy     # GPT2-base, prompt 32, 128 new tokens, batch 1 and 8: transformers
     python scripts/benchmark/decode.py beam       # the same with a beam of 4
     python scripts/benchmark/decode.py unilm      # BERT-base as UniLM: passes over the whole sequence
-    BERT4KERAS_PYTHON=... python scripts/benchmark/decode.py ancestor     # the decoder of bert4keras, in its own process
+    BERT4KERAS_PYTHON=... python scripts/benchmark/decode.py ancestor     # bert4keras, in a process of its own
 
 KERAS_BACKEND chooses the backend. At batch 1 the weights are read once per token: the share of the limit that the
 memory sets is printed too.
@@ -105,10 +105,9 @@ def compare(runs, tokens, repeats):
             seconds[name].append(time.perf_counter() - start)
     for name, times in seconds.items():
         ratios = [t / ours for t, ours in zip(times, seconds["bert4x"], strict=True)]
-        print(
-            f"  {name:18s} {tokens / statistics.median(times):7.1f} tokens/s  bert4x is {statistics.median(ratios):.2f} "
-            f"x as fast ({min(ratios):.2f} .. {max(ratios):.2f})"
-        )
+        speed, ratio = tokens / statistics.median(times), statistics.median(ratios)
+        spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
+        print(f"  {name:14s} {speed:7.1f} tokens/s  bert4x is {ratio:.2f} x as fast ({spread})", flush=True)
     return statistics.median(seconds["bert4x"])
 
 
@@ -147,8 +146,8 @@ def gpt2(batch, beams, repeats):
         # The position table is not read as a whole, the token table is: it is the output layer.
         weights = 4 * (model.count_params() - GPT2["max_position"] * GPT2["hidden_size"])
         bandwidth = copy_bandwidth()
-        share = weights * NEW / seconds / bandwidth
-        print(f"  {weights / 2**20:.0f} MiB of weights per token, copy {bandwidth / 2**30:.1f} GiB/s: {share:.0%} of the limit")
+        share, gib = weights * NEW / seconds / bandwidth, bandwidth / 2**30
+        print(f"  {weights / 2**20:.0f} MiB of weights per token, copy {gib:.1f} GiB/s: {share:.0%} of the limit")
 
 
 class WholeSequence(AutoRegressiveDecoder):

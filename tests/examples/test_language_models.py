@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bert4x.models import build_transformer_model, save_pretrained
-from bert4x.snippets import AutoRegressiveDecoder, set_seed
+from bert4x.snippets import AutoRegressiveDecoder, BadWords, Generator, Sample, set_seed
 from bert4x.tokenizers import BpeTokenizer, CPMTokenizer, Tokenizer
 from tests.conftest import ROOT
 from tests.examples.conftest import run
@@ -193,12 +193,13 @@ def test_llama_draws(llama, monkeypatch, capsys):
     flags = ["--samples", 3, "--topp", 0.5, "--temperature", 0.7, "--seed", 3, "--max-length", 5, "--text", "the"]
     run_here(monkeypatch, "llama", "--checkpoint", folder, *flags)
     output = capsys.readouterr().out
-    decoder = Plain(model, None, tokenizer.token_to_id("<|endoftext|>"), 5, banned_ids=range(tokenizer._vocab_size, 50))
     set_seed(3)
-    samples = decoder.random_sample([tokenizer.encode("the")[0]], 3, topp=0.5, temperature=0.7)
-    for ids in samples:
-        assert f"  ... {tokenizer.decode(ids)}" in output
-    assert f"({sum(map(len, samples))} tokens in" in output
+    writer = Generator(model, tokenizer.token_to_id("<|endoftext|>"))
+    never = BadWords([[i] for i in range(tokenizer._vocab_size, 50)])
+    strategy = Sample(0.7, top_p=0.5)
+    (samples,) = writer.generate([tokenizer.encode("the")[0]], 5, strategy=strategy, processors=[never], n=3)
+    assert [f"  ... {tokenizer.decode(ids)}" for ids in samples] == output.strip().splitlines()[1:4]
+    assert len(set(map(tuple, samples))) > 1
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
