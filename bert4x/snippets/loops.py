@@ -86,7 +86,8 @@ class Loop:
         last = state["length"] - 1
         prompt_length = feeds["prompt"]["token"].shape[1]
         given = {
-            "token": ops.slice(state["tokens"], (0, last), (state["tokens"].shape[0], 1)),
+            # Where Python steps over this part, XLA on TensorFlow compiles a slice anew for each place, a take once.
+            "token": ops.take(state["tokens"], last, axis=1)[:, None],
             "segment": self.spread(feeds["segment"]),
             "position": self.spread(feeds["position"]) + (last - prompt_length),
         }
