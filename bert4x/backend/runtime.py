@@ -271,7 +271,11 @@ def standard_normal(shape, seed, step):
 
 def dense_gradient(gradient, variable):
     """The gradient of a variable as one tensor: TensorFlow's slices are summed where rows repeat; None stays."""
-    return _dense(gradient, variable) if _BACKEND == "tensorflow" else gradient
+    if _BACKEND == "tensorflow" and gradient is not None:
+        gradient = _dense(gradient, variable)
+        # Where the length of the batch is not known, that of a kernel's gradient is not inferred.
+        gradient.set_shape(variable.shape)
+    return gradient
 
 
 def gradient_rows(gradient):

@@ -171,6 +171,18 @@ def test_slices_with_repeated_rows_are_summed():
     assert dict(zip(np.array(rows).tolist(), np.array(sums)[:, 0].tolist(), strict=True)) == {0: 2.0, 2: 5.0}
 
 
+def test_kernels_behind_inputs_of_any_length():
+    """TensorFlow infers no shape for their gradients there, and AdaFactor goes by the shape."""
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile(o.AdaFactor(0.1), mean_of_outputs, jit_compile=False)
+    before = model.layers[1].get_weights()[0]
+    model.fit(np.ones((2, 4, 3)), np.zeros((2, 4, 2)), verbose=0)
+    # The gradient is the same everywhere, so that it is 1 after scaling, times the root mean square of the weights.
+    after = before - 0.1 * np.sqrt((before**2).mean())
+    assert np.allclose(model.layers[1].get_weights()[0], after, atol=1e-6)
+
+
 @pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
 def test_the_logs_show_the_effective_rate(wrap):
     optimizer = o.extend_with_piecewise_linear_lr(o.Adam)(0.5, lr_schedule={4: 1, 8: 0.5})
