@@ -8,6 +8,7 @@ from bert4x.snippets.decoding import AutoRegressiveDecoder
 from bert4x.snippets.files import (
     convert_to_str,
     convert_to_unicode,
+    find_splits,
     is_string,
     lowercase_and_normalize,
     open,
@@ -71,6 +72,7 @@ __all__ = [
     "filter_top_k",
     "filter_top_p",
     "filter_typical",
+    "find_splits",
     "free_lb",
     "gradient_penalty",
     "integrated_gradients",

@@ -158,3 +158,20 @@ class _Uniout:
 
 
 uniout = _Uniout()
+
+
+def find_splits(path, names=("train", "dev|valid", "test")):
+    """The files of a data set: one path per name, None for a split that is not there.
+
+    Args:
+        path: a folder, or a folder and how the names of the files begin (`data/iflytek`: iflytek.train.jsonl.gz ...).
+        names: of the splits, as they stand in the file names before a dot; alternatives with |.
+    Raises: FileNotFoundError if no file has any of the names.
+    """
+    path = os.fspath(path)
+    folder, start = (path, "") if os.path.isdir(path) else os.path.split(path)
+    files = sorted(name for name in os.listdir(folder or ".") if name.startswith(start))
+    found = [[name for name in files if re.search(rf"\b({split})\.", name)] for split in names]
+    if not any(found):
+        raise FileNotFoundError(f"{path} must hold files named {', '.join(names)} (before a dot); got {files[:10]}")
+    return [os.path.join(folder, split[0]) if split else None for split in found]

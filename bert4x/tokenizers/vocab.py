@@ -1,5 +1,6 @@
 """Vocabulary files, and the directories that hold one together with a tokenizer's settings."""
 
+import collections
 import json
 import os
 import re
@@ -126,6 +127,25 @@ def save_vocab(dict_path, token_dict, encoding="utf-8"):
             raise ValueError(f"A token must be one field of one line; got {token!r} (id {index}). Rename it.")
     with open(dict_path, "w", encoding=encoding, newline="\n") as file:
         file.writelines(f"{token}\n" for token in tokens)
+
+
+def character_vocab(texts, *, limit=6000, min_count=2):
+    """A vocabulary of characters for a model from scratch: the special tokens of BERT, then the commonest characters.
+
+    Use it as Tokenizer(vocab, do_lower_case=True, pre_tokenize=list), which makes every character a word.
+
+    Args:
+        texts: iterable of strings; lower-cased here, blanks left out.
+        limit: most characters.
+        min_count: how often a character must occur.
+    Returns: dict token -> id, the most frequent first; of equally frequent ones the first to occur.
+    """
+    counts = collections.Counter()
+    for text in texts:
+        counts.update("".join(text.lower().split()))
+    characters = [character for character, count in counts.most_common(limit) if count >= min_count]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return {token: i for i, token in enumerate([*special, *characters])}
 
 
 def load_wordpiece(path):

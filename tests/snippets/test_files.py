@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bert4x.snippets import (
     convert_to_str,
     convert_to_unicode,
+    find_splits,
     is_string,
     lowercase_and_normalize,
     open,
@@ -138,3 +139,14 @@ def test_the_package_is_light_and_complete():
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError):
         package.absent  # noqa: B018
+
+
+def test_find_splits(tmp_path):
+    for name in ("a.train.tsv.gz", "a.dev.tsv.gz", "b.valid.tsv", "b.test.tsv", "notes.txt"):
+        (tmp_path / name).touch()
+    found = find_splits(tmp_path / "a")
+    assert found == [str(tmp_path / "a.train.tsv.gz"), str(tmp_path / "a.dev.tsv.gz"), None]
+    found = find_splits(tmp_path / "b", ("dev|valid", "test"))
+    assert found == [str(tmp_path / "b.valid.tsv"), str(tmp_path / "b.test.tsv")]
+    with pytest.raises(FileNotFoundError, match="must hold files named train, dev.valid, test"):
+        find_splits(tmp_path / "c")

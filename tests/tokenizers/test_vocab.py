@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bert4x.tokenizers import Tokenizer, load_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer, character_vocab, load_vocab, save_vocab
 from tests.tokenizers.oracle import HARD, SMALL, SMALL_VOCAB
 
 
@@ -156,3 +156,11 @@ def test_tokenizer_json_without_vocab_txt(tmp_path):
     path.write_text(json.dumps({"model": {"type": "BPE", "vocab": {}}}), encoding="utf-8")
     with pytest.raises(ValueError, match="of type 'BPE'"):
         Tokenizer(tmp_path)
+
+
+def test_character_vocab():
+    vocab = character_vocab(["Aa b 中", "中ab 国"], min_count=2)
+    assert list(vocab) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "中"]
+    assert list(character_vocab(["aab"], limit=1, min_count=1)) == [*list(vocab)[:5], "a"]
+    ids, _ = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list).encode("A国")
+    assert ids == [2, 5, 1, 3]
