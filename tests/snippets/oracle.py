@@ -136,7 +136,15 @@ def uncompiled(monkeypatch):
 
 
 def _eager(function, *, model=None, xla=False):
+    if isinstance(function, keras.Layer):
+        return lambda *tensors: function(tensors[0] if len(tensors) == 1 else list(tensors))
     return lambda *tensors: function(*keras.tree.map_structure(ops.convert_to_tensor, tensors))
+
+
+def until(tokens, ends):
+    """Tokens up to the first end token."""
+    found = [i for i, token in enumerate(tokens) if token in ends]
+    return tokens[: found[0] + 1] if found else tokens
 
 
 def log_softmax(logits):

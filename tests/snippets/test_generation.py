@@ -12,7 +12,7 @@ from bert4x.snippets import BadWords, RepetitionPenalty, Sample
 from bert4x.snippets.filters import uniform_numbers
 from bert4x.snippets.generation import Generator
 from bert4x.snippets.loops import Loop
-from tests.snippets.oracle import ALLOWED, NEW, PROMPTS, ROWS, Case, one_by_one, uncompiled
+from tests.snippets.oracle import ALLOWED, NEW, PROMPTS, ROWS, Case, one_by_one, uncompiled, until
 
 BAN = [BadWords([[0]])]
 # XLA takes seconds per model, so TensorFlow compiles one of each kind and runs the others eagerly.
@@ -52,12 +52,6 @@ def generate(row, new=NEW, *, ends=(), processors=BAN, **options):
     return generator.generate(
         prompts, new, processors=processors, return_scores=True, **{**case.arguments, **options}
     )
-
-
-def until(tokens, ends):
-    """Tokens up to the first end token."""
-    found = [i for i, token in enumerate(tokens) if token in ends]
-    return tokens[: found[0] + 1] if found else tokens
 
 
 # ---- the naive loop is the oracle ----------------------------------------------------------------------------------

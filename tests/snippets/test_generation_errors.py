@@ -8,8 +8,8 @@ from bert4x.models import build_transformer_model
 from bert4x.snippets import BadWords
 from bert4x.snippets.generation import Beam, Generator
 from tests.snippets import oracle
-from tests.snippets.oracle import PROMPTS
-from tests.snippets.test_generation import case_of, generate, greedy_of, until
+from tests.snippets.oracle import PROMPTS, until
+from tests.snippets.test_generation import case_of, generate, greedy_of
 
 
 def test_no_new_tokens():
