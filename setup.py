@@ -37,10 +37,13 @@ setup(
         # PyTorch's .bin files and shards.
         "convert": ["torch>=2.4"],
         "serve": ["flask>=3.0"],
-        "plot": ["matplotlib>=3.8"],
-        # ruff is pinned because every new release may add findings. The tests train and compare with tokenizers, and
-        # cut CPM's texts with jieba.
-        "test": ["pytest>=8.3", "hypothesis>=6.100", "tokenizers>=0.20", "jieba>=0.42", "ruff==0.17.6"],
+        "plot": ["matplotlib>=3.8", "tensorboard>=2.17"],
+        # ruff is pinned because every new release may add findings. The tests train and compare with tokenizers, cut
+        # CPM's texts with jieba, and draw.
+        "test": [
+            "pytest>=8.3", "hypothesis>=6.100", "tokenizers>=0.20", "jieba>=0.42", "ruff==0.17.6",
+            "matplotlib>=3.8", "tensorboard>=2.17",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
