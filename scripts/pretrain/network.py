@@ -79,6 +79,8 @@ def _named(x, name):
 def set_local_heads(builder):
     """Start the first layer's heads at a neighbour each: the token before, the one after, two before, two after, ...
 
+    In a causal model: the one before, two before, three before, ...
+
     Half of the position table are sines of all frequencies up to one in two tokens, the other half slower ones. The
     query of head h is the position turned by its offset, so that q_i k_j is a sum of cosines of j - i - offset, which
     peaks where that is 0. From there all weights are learned as ever. Random vectors take a small model thousands of
@@ -94,7 +96,7 @@ def set_local_heads(builder):
     builder.layers["Embedding-Position"].embeddings.assign(table.astype("float32"))
     query, key = np.zeros((2, width, heads, used, 2), "float32")
     for head in range(heads):
-        offset = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+        offset = -1 - head if builder.application == "lm" else (head // 2 + 1) * (1 if head % 2 else -1)
         for slot, pair in enumerate(np.linspace(head % 2, pairs // 2 - 1, used).astype(int)):
             sine, cosine = np.sin(offset * rates[pair]), np.cos(offset * rates[pair])
             key[2 * pair, head, slot, 0] = key[2 * pair + 1, head, slot, 1] = SHARPNESS

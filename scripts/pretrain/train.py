@@ -147,8 +147,8 @@ def train(args, callbacks=()):
     generator = Rows(Shards(find_shards(args.shards, "train")), args.batch_size, objective, seed=args.seed)
     valid = held_out(Shards(find_shards(args.shards, "valid")), objective, args.batch_size, args.validation_records)
     schedule = make_schedule(args.steps, args.warmup, args.decay)
-    optimizer = make_optimizer(args.optimizer, args.learning_rate, schedule, args.weight_decay, args.accumulation)
-    with runtime.data_parallel(args.data_parallel):
+    with runtime.data_parallel(args.data_parallel):  # the optimizer too: its counter must be one of all devices
+        optimizer = make_optimizer(args.optimizer, args.learning_rate, schedule, args.weight_decay, args.accumulation)
         model, builder = network.build(config, objective, dropout_rate=args.dropout, local_heads=args.local_heads)
         options = {"jit": args.jit, "steps_per_execution": args.steps_per_execution}
         compile_model(model, optimizer, order_weight=args.order_weight, **options)
@@ -206,7 +206,7 @@ def make_parser():
     add("--local-heads", action="store_true", help="start the first layer's heads at the neighbouring tokens")
     add("--mixed-precision", choices=["bfloat16", "float16"], help="default: float32")
     add("--jit", action="store_true", help="compile with XLA on TensorFlow; JAX always does")
-    add("--steps-per-execution", type=int, default=1, help="batches per call of the compiled step (%(default)s)")
+    add("--steps-per-execution", type=int, default=1, help="batches per call of the step, 1 on torch (%(default)s)")
     add("--data-parallel", action="store_true", help="divide each batch among all devices")
     add("--save-every", type=int, default=200, help="updates between two states, validation included (%(default)s)")
     add("--validation-records", type=int, default=512, help="held-out records at most (%(default)s)")
