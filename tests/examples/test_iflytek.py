@@ -37,6 +37,7 @@ def test_learns_from_the_sample(script, tmp_path):
     assert np.mean(right) == pytest.approx(scores["metric"])
 
 
+@pytest.mark.slow
 def test_perturbation_changes_what_is_learned(tmp_path):
     short = [*SHORT, "--limit", 32, "--batch-size", 4]
     flags = ([], ["--epsilon", 0], ["--epsilon", 0])
@@ -54,6 +55,7 @@ def test_small_model_takes_over_from_the_large_one(tmp_path):
     assert len(rows(tmp_path / "predictions.jsonl")) == 39
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [*REGULARISED, THESEUS])
 def test_fine_tunes_a_checkpoint(script, huggingface_folder, tmp_path):
     """Data in CLUE's own form: a folder with train, dev and test, the last without labels."""

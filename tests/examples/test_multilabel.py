@@ -21,7 +21,7 @@ def test_sample_has_many_labels_and_no_repetitions():
     records = rows(SAMPLE)
     assert len(records) == len({row["text"] for row in records}) == 240
     assert len({label for row in records for label in row["labels"]}) == 9
-    assert 1.5 < np.mean([len(row["labels"]) for row in records]) < 2
+    assert 2 < np.mean([len(row["labels"]) for row in records]) < 2.5
 
 
 def test_learns_from_the_sample(tmp_path):
@@ -36,6 +36,7 @@ def test_learns_from_the_sample(tmp_path):
     assert 2 * right / total == pytest.approx(scores["zlpr"])
 
 
+@pytest.mark.slow
 def test_fine_tunes_a_checkpoint_with_every_loss(huggingface_folder, tmp_path):
     flags = ["--checkpoint", huggingface_folder, "--data", SAMPLE, "--limit", 8, "--batch-size", 2]
     flags += ["--epochs", 1, "--max-length", 12, "--losses", "sum", "mean", "--output", tmp_path]
