@@ -181,8 +181,7 @@ chosen = {
     "those with the smallest": [places[-3:] for places in order],
 }
 drops = [float(values.mean()) - probability_without(rows, places, classes) for places in chosen.values()]
-predicted = [f"{LABELS[k]} {p:.2f}" for k, p in zip(classes, values, strict=True)]
-titles = [f"{text} (right: {LABELS[label]})" for text, (_, label) in zip(predicted, explained, strict=True)]
+titles = [f"{LABELS[k]} {p:.2f} (right: {LABELS[r[1]]})" for k, p, r in zip(classes, values, explained, strict=True)]
 tokens = [tokenizer.ids_to_tokens(ids) for ids in rows]
 save_attributions(output / args.picture, tokens[:20], shares[:20], titles=titles[:20])
 

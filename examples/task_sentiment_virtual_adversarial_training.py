@@ -10,8 +10,14 @@ Data:    --data FOLDER (*train.*, *valid.* or *dev.*, *test.*) or FILE; lines ar
 Command: python examples/task_sentiment_virtual_adversarial_training.py --checkpoint FOLDER_OF_A_CHINESE_BERT
          python examples/task_sentiment_virtual_adversarial_training.py            (2 layers of width 128, from scratch)
          python examples/task_sentiment_virtual_adversarial_training.py --smoke    (the same, short)
-Score:   TODO
-Time:    TODO
+Score:   accuracy on the 2,111 reviews of the test after training with 400 labels, other ones for each seed.
+         --smoke (300 steps, from scratch), seeds 0, 1, 2; always the same answer: 0.502
+             with VAT              0.731  0.681  0.712    mean 0.708
+             without, same labels  0.743  0.724  0.735    mean 0.734
+             naive Bayes           0.745  0.767  0.753    mean 0.755
+         From scratch VAT gains nothing. With a pretrained BERT, about 200 labels and --epsilon 1, 0.889 and 0.893
+         (validation, test) became 0.898 and 0.904 in the article that this follows: kexue.fm archives 7466.
+Time:    --smoke 260 to 410 s, 115 s of CPU, on 2 cores that a dozen other jobs shared.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """The variants of the sentiment example: few labels with VAT, explanations, ALBERT shared and unshared."""
 
+import re
+
 import pytest
 
 from tests.conftest import ROOT
@@ -22,6 +24,7 @@ def test_vat_learns_from_the_sample(tmp_path):
     assert {"plain.weights.h5", "vat.weights.h5"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_unlabelled_half_takes_part(tmp_path):
     """Weight 0 leaves the labelled loss alone; a large one changes what is learned from the same batches."""
     short = [*SHORT, "--labeled", 64, "--epochs", 1, "--steps", 20]
@@ -40,6 +43,7 @@ def test_explanations_name_what_decides(tmp_path):
     assert page.count("<h4>") == 20 and "[PAD]" not in page and "right: negative" in page
 
 
+@pytest.mark.slow
 def test_explains_a_checkpoint(huggingface_folder, tmp_path):
     short = ["--epochs", 1, "--limit", 8, "--batch-size", 4, "--max-length", 16, "--points", 5, "--data", SAMPLE]
     output = run(IG, "--checkpoint", huggingface_folder, *short, "--output", tmp_path)
@@ -52,11 +56,13 @@ def test_albert_shared_and_unshared(tmp_path):
     scores = result(output)
     assert scores["difference"] <= 1e-6
     assert scores["metric"] == min(scores["shared"], scores["unshared"]) > scores["baseline"] + 0.1
-    sizes = [int(part.split()[-2].replace(",", "")) for part in output.split("Weights: ")[1].split(" and ")]
+    found = re.search(r"Weights: ([\d,]+) shared and ([\d,]+) unshared", output)
+    sizes = [int(number.replace(",", "")) for number in found.groups()]
     block = 4 * (128 * 128 + 128) + 2 * 128 * 512 + 512 + 128 + 4 * 128
     assert sizes[1] - sizes[0] == 2 * block
 
 
+@pytest.mark.slow
 def test_albert_reads_a_checkpoint(tmp_path):
     short = [*SHORT, "--epochs", 1, "--limit", 8, "--batch-size", 4]
     run(ALBERT, *short, "--output", tmp_path)
