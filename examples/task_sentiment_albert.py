@@ -11,9 +11,9 @@ Command: python examples/task_sentiment_albert.py --checkpoint FOLDER_OF_A_CHINE
          python examples/task_sentiment_albert.py             (without: a random ALBERT of 3 layers is written and read)
          python examples/task_sentiment_albert.py --smoke     (the same, short)
 Score:   accuracy on the 2,111 reviews of the test, and on the validation after each of 3 epochs of 100 steps.
-         --smoke, from scratch, seed 0; always the same answer: 0.502. Before training both say the same to the last bit.
+         --smoke, from scratch, seed 0; always the same answer: 0.502. Before training, both say exactly the same.
              shared      0.832   0.760 0.785 0.829
-             unshared    0.832   0.769 0.804 0.828     (ahead at first, as with pretrained weights)
+             unshared    0.832   0.769 0.804 0.828     (ahead at first; one seed)
          With pretrained Chinese weights, shared and unshared (validation, in the article: kexue.fm archives 7187):
          0.946 and 0.947 with albert_small, 0.941 and 0.940 with albert_tiny.
 Time:    --smoke 100 s of CPU; 6 to 18 minutes on 2 cores that a dozen other jobs shared.
