@@ -17,7 +17,6 @@ Time:    10 s of CPU each; all of them 17 minutes on 2 cores that a dozen other 
 """
 
 import argparse
-import collections
 import json
 import sys
 import time
@@ -30,7 +29,7 @@ from bert4x.backend import keras
 from bert4x.layers import FirstToken
 from bert4x.models import build_transformer_model
 from bert4x.snippets import DataGenerator, open, sequence_padding, set_seed
-from bert4x.tokenizers import Tokenizer
+from bert4x.tokenizers import Tokenizer, character_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
@@ -78,10 +77,8 @@ else:  # a single file is cut 8 : 2
 print(f"Reviews in {data.name}: {len(train):,} to train, {len(test):,} to test")
 if args.vocab or args.checkpoint:
     tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # the characters that occur twice; `pre_tokenize=list` makes every character a word
-    counts = collections.Counter("".join("".join(text.lower().split()) for text, _ in train))
-    characters = [character for character, count in counts.most_common(6000) if count > 1]
-    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])}
+else:  # characters; `pre_tokenize=list` makes every character a word
+    vocab = character_vocab(text for text, _ in train)
     tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
 
 
@@ -180,9 +177,9 @@ def draw(path):
             curve, colour = results[name][0], "k" if name == "Adam" else None
             panel.plot(np.arange(1, len(curve) + 1) * CHUNK, curve, color=colour, label=name)
         panel.set(title=title, xlabel="step", ylabel=f"training loss, mean of {CHUNK} steps")
-        panel.legend()
+        if panel.lines:
+            panel.legend()
     figure.savefig(path)
-
 
 with open(output / "curves.json", "w") as file:
     json.dump({name: curve for name, (curve, _, _) in results.items()}, file)
