@@ -7,7 +7,6 @@ Data:    --data FOLDER (*train.*, *test.*) or FILE; lines are `text<TAB>label`, 
          Without it: reviews in ../shared/data/sentiment beside the repository, else datasets/sentiment_sample.tsv.
 Command: python examples/task_optimizers_comparison.py     (one layer of width 64, from scratch, 300 steps each)
          python examples/task_optimizers_comparison.py --only Adam lookahead --checkpoint FOLDER_OF_A_CHINESE_BERT
-         The picture needs `pip install "bert4x[plot]"`.
 Score:   accuracy on the 2,111 reviews of the test, --smoke, seed 0; always the same answer: 0.502
              Adam 0.800 (of Keras 0.789), without correction 0.758, AdaFactor, AdaX and AdaXW 0.786, Lion 0.799;
              Adam with decay 0.800, and adaptation 0.799, piecewise linear rate 0.807, rate by layer 0.794, 2 batches
@@ -140,6 +139,9 @@ GROUPS = {
         "average of weights": extended("exponential_moving_average", ema_momentum=0.98),
     },
 }
+names = [name for group in GROUPS.values() for name in group]
+if not set(args.only or names) <= set(names):
+    parser.error(f"--only takes some of {names}; got {args.only}")
 
 # ---- 4. Training ----------------------------------------------------------------------------------------------------
 
@@ -180,6 +182,7 @@ def draw(path):
         if panel.lines:
             panel.legend()
     figure.savefig(path)
+
 
 with open(output / "curves.json", "w") as file:
     json.dump({name: curve for name, (curve, _, _) in results.items()}, file)
