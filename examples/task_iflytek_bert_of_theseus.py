@@ -16,7 +16,6 @@ Time:    --smoke 10 minutes on 2 cores that many other programs used.
 """
 
 import argparse
-import collections
 import json
 import sys
 import time
@@ -28,8 +27,8 @@ from bert4x.backend import keras, ops
 from bert4x.layers import FirstToken, GlobalAveragePooling1D, Layer
 from bert4x.models import build_transformer_model
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
-from bert4x.snippets import BestWeights, DataGenerator, open, sequence_padding, set_seed
-from bert4x.tokenizers import Tokenizer, save_vocab
+from bert4x.snippets import BestWeights, DataGenerator, find_splits, open, sequence_padding, set_seed
+from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
@@ -77,10 +76,8 @@ def read_splits(path):
     if path.is_file():
         records = read_records(path)
         return [records[: len(records) * 8 // 10], *[records[len(records) * 8 // 10 :]] * 2]
-    folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
-    files = [p for p in sorted(folder.iterdir()) if p.name.startswith(start)]
-    found = [[p for p in files if f"{name}." in p.name] for name in ("train", "dev", "test")]
-    return [read_records(part[0]) for part in (found[0], found[1], found[2] or found[1])]
+    train, dev, test = find_splits(path)
+    return [read_records(file) for file in (train, dev, test or dev)]
 
 
 train, dev, test = (records[: args.limit] for records in read_splits(data))
@@ -89,10 +86,8 @@ print(f"Texts in {data.name}: {len(train):,} to train, {len(dev):,} to validate;
 
 if args.vocab or args.checkpoint:
     tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # the characters that occur twice; `pre_tokenize=list` makes every character a word
-    counts = collections.Counter("".join("".join(text.lower().split()) for text, _ in train))
-    characters = [character for character, count in counts.most_common(6000) if count > 1]
-    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])}
+else:  # characters; `pre_tokenize=list` makes every character a word
+    vocab = character_vocab(text for text, _ in train)
     save_vocab(output / "vocab.txt", vocab)
     tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
 

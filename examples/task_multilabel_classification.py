@@ -16,9 +16,7 @@ Time:    --smoke 7 minutes on 2 cores that many other programs used.
 """
 
 import argparse
-import collections
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -29,9 +27,9 @@ from bert4x.backend import keras, multilabel_categorical_crossentropy, ops
 from bert4x.layers import GlobalAveragePooling1D
 from bert4x.models import build_transformer_model
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
-from bert4x.snippets import BestWeights, DataGenerator, open, sequence_padding, set_seed
+from bert4x.snippets import BestWeights, DataGenerator, find_splits, open, sequence_padding, set_seed
 from bert4x.snippets.metrics import score
-from bert4x.tokenizers import Tokenizer, save_vocab
+from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
@@ -76,13 +74,11 @@ def read_records(path):
 
 def read_splits(path):
     """Records for training, validation and test."""
-    folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
-    files = [p for p in sorted(folder.iterdir()) if p.name.startswith(start)]
-    parts = [[p for p in files if re.search(rf"\b{name}\.", p.name)] for name in ("train", "dev", "test")]
-    train, dev, test = (read_records(part[0]) if part else [] for part in parts)
     if path.is_file():
         records = read_records(path)
-        train, test = records[: len(records) * 8 // 10], records[len(records) * 8 // 10 :]
+        train, dev, test = records[: len(records) * 8 // 10], [], records[len(records) * 8 // 10 :]
+    else:
+        train, dev, test = (read_records(file) if file else [] for file in find_splits(path))
     if not dev:
         np.random.default_rng(0).shuffle(train)
         train, dev = train[: len(train) * 9 // 10], train[len(train) * 9 // 10 :]
@@ -95,10 +91,8 @@ print(f"{len(labels)} classes; {len(train):,} sentences to train, {len(dev):,} t
 
 if args.vocab or args.checkpoint:
     tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # the characters that occur twice; `pre_tokenize=list` makes every character a word
-    counts = collections.Counter("".join("".join(text.lower().split()) for text, _ in train))
-    characters = [character for character, count in counts.most_common(6000) if count > 1]
-    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])}
+else:  # characters; `pre_tokenize=list` makes every character a word
+    vocab = character_vocab(text for text, _ in train)
     save_vocab(output / "vocab.txt", vocab)
     tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
 

@@ -20,7 +20,6 @@ import argparse
 import collections
 import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -30,8 +29,17 @@ import numpy as np
 from bert4x.backend import keras, piecewise_linear
 from bert4x.layers import FirstToken
 from bert4x.models import build_transformer_model
-from bert4x.snippets import BestWeights, DataGenerator, LearningRateLogger, Resume, open, sequence_padding, set_seed
-from bert4x.tokenizers import Tokenizer, save_vocab
+from bert4x.snippets import (
+    BestWeights,
+    DataGenerator,
+    LearningRateLogger,
+    Resume,
+    find_splits,
+    open,
+    sequence_padding,
+    set_seed,
+)
+from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
@@ -77,9 +85,7 @@ def read_records(path):
 def read_splits(path):
     """Records for training, validation and test; a single file is cut 6 : 2 : 2."""
     if path.is_dir():
-        names = ("train", "valid|dev", "test")
-        files = [[p for p in path.iterdir() if re.search(rf"\b({name})\.", p.name)] for name in names]
-        return [read_records(found[0]) for found in files]
+        return [read_records(file) for file in find_splits(path)]
     records = read_records(path)
     first, second = len(records) * 6 // 10, len(records) * 8 // 10
     return [records[:first], records[first:second], records[second:]]
@@ -90,10 +96,8 @@ print(f"Reviews in {data.name}: {len(train):,} to train, {len(valid):,} to valid
 
 if args.vocab or args.checkpoint:
     tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # the characters that occur twice; `pre_tokenize=list` makes every character a word
-    counts = collections.Counter("".join("".join(text.lower().split()) for text, _ in train))
-    characters = [character for character, count in counts.most_common(6000) if count > 1]
-    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])}
+else:  # characters; `pre_tokenize=list` makes every character a word
+    vocab = character_vocab(text for text, _ in train)
     save_vocab(output / "vocab.txt", vocab)
     tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
 

@@ -20,10 +20,8 @@ Time:    --smoke 100 s of CPU; 6 to 18 minutes on 2 cores that a dozen other job
 """
 
 import argparse
-import collections
 import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -34,8 +32,8 @@ from bert4x.backend import keras
 from bert4x.layers import FirstToken
 from bert4x.models import build_transformer_model, save_pretrained
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
-from bert4x.snippets import BestWeights, DataGenerator, open, sequence_padding, set_seed
-from bert4x.tokenizers import Tokenizer
+from bert4x.snippets import BestWeights, DataGenerator, find_splits, open, sequence_padding, set_seed
+from bert4x.tokenizers import Tokenizer, character_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
@@ -81,9 +79,7 @@ def read_records(path):
 def read_splits(path):
     """Records for training, validation and test; a single file is cut 6 : 2 : 2."""
     if path.is_dir():
-        names = ("train", "valid|dev", "test")
-        files = [[p for p in path.iterdir() if re.search(rf"\b({name})\.", p.name)] for name in names]
-        return [read_records(found[0]) for found in files]
+        return [read_records(file) for file in find_splits(path)]
     records = read_records(path)
     first, second = len(records) * 6 // 10, len(records) * 8 // 10
     return [records[:first], records[first:second], records[second:]]
@@ -94,10 +90,8 @@ print(f"Reviews in {data.name}: {len(train):,} to train, {len(valid):,} to valid
 
 if args.vocab or args.checkpoint:
     tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # the characters that occur twice; `pre_tokenize=list` makes every character a word
-    counts = collections.Counter("".join("".join(text.lower().split()) for text, _ in train))
-    characters = [character for character, count in counts.most_common(6000) if count > 1]
-    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])}
+else:  # characters; `pre_tokenize=list` makes every character a word
+    vocab = character_vocab(text for text, _ in train)
     tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
 
 

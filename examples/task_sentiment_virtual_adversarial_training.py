@@ -25,7 +25,6 @@ import collections
 import json
 import math
 import random
-import re
 import sys
 import time
 from pathlib import Path
@@ -40,12 +39,13 @@ from bert4x.snippets import (
     BestWeights,
     DataGenerator,
     SemiSupervised,
+    find_splits,
     open,
     sequence_padding,
     set_seed,
     virtual_adversarial_training,
 )
-from bert4x.tokenizers import Tokenizer, save_vocab
+from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
@@ -92,9 +92,7 @@ def read_records(path):
 def read_splits(path):
     """Records for training, validation and test; a single file is cut 6 : 2 : 2."""
     if path.is_dir():
-        names = ("train", "valid|dev", "test")
-        files = [[p for p in path.iterdir() if re.search(rf"\b({name})\.", p.name)] for name in names]
-        return [read_records(found[0]) for found in files]
+        return [read_records(file) for file in find_splits(path)]
     records = read_records(path)
     first, second = len(records) * 6 // 10, len(records) * 8 // 10
     return [records[:first], records[first:second], records[second:]]
@@ -109,9 +107,7 @@ print(f"Reviews in {data.name}: {cut:,} with label, {len(unlabeled):,} without, 
 if args.vocab or args.checkpoint:
     tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 else:  # the characters that occur twice, which needs no labels; `pre_tokenize=list` makes every character a word
-    counts = collections.Counter("".join("".join(text.lower().split()) for text, _ in train))
-    characters = [character for character, count in counts.most_common(6000) if count > 1]
-    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])}
+    vocab = character_vocab(text for text, _ in train)
     save_vocab(output / "vocab.txt", vocab)
     tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
 
