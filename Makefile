@@ -21,7 +21,7 @@ demo: .venv/ready
 	.venv/bin/python examples/task_sentiment.py --smoke
 
 test: .venv/ready
-	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "not slow"
+	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-all: .venv-all/ready
 	.venv-all/bin/python -m tests

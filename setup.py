@@ -39,9 +39,9 @@ setup(
         "serve": ["flask>=3.0"],
         "plot": ["matplotlib>=3.8", "tensorboard>=2.17"],
         # ruff is pinned because every new release may add findings. The tests train and compare with tokenizers, cut
-        # CPM's texts with jieba, and draw.
+        # CPM's texts with jieba, and draw; xdist runs them on two cores.
         "test": [
-            "pytest>=8.3", "hypothesis>=6.100", "tokenizers>=0.20", "jieba>=0.42", "ruff==0.17.6",
+            "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "tokenizers>=0.20", "jieba>=0.42", "ruff==0.17.6",
             "matplotlib>=3.8", "tensorboard>=2.17",
         ],
     },
