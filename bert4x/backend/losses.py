@@ -166,6 +166,7 @@ class RDropCrossentropy(keras.losses.Loss):
         from_logits: y_pred are scores, not probabilities.
         label_smoothing: as in `sequence_crossentropy`.
     Shapes: y_true int [2B] or [2B, 1], y_pred [2B, L].
+    Raises: ValueError for an odd number of rows, where it is known before the model runs.
     Source: arXiv:2106.14448.
     """
 
@@ -175,6 +176,11 @@ class RDropCrossentropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Loss of each row; half of a pair's penalty is in each of its two rows' share of the mean."""
+        if y_pred.shape[0] is not None and y_pred.shape[0] % 2:
+            raise ValueError(
+                f"R-Drop compares rows 2k and 2k + 1, so a batch needs an even number of them; got {y_pred.shape[0]}. "
+                "Make the batches with bert4x.snippets.repeat_rows."
+            )
         y_true = y_true[:, 0] if len(y_true.shape) == len(y_pred.shape) else y_true
         options = {"from_logits": self.from_logits}
         losses, _ = token_crossentropy(y_true, y_pred, label_smoothing=self.label_smoothing, **options)

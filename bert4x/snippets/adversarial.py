@@ -34,8 +34,8 @@ def adversarial_training(model, name="Embedding-Token", epsilon=1.0, *, mix=Fals
     Args:
         model: any Keras model that keeps Keras' own `train_step`; its `compute_loss` may be its own.
         name: name of the embedding layer; nested models are searched too.
-        epsilon: length of delta; a third of the mean length of E's rows is a good start. By position too, since the
-            scripts for bert4keras gave it so.
+        epsilon: length of delta; None, a good start, means 0.3 times the mean length of E's rows. By position too,
+            since the scripts for bert4keras gave it so.
         mix: train on L(E) + L(E + delta) instead.
         training: False takes G without dropout.
         target: "table" moves the whole table, one norm over all of it; "output" moves the vectors looked up, one norm
@@ -56,9 +56,10 @@ def projected_gradient_descent(
     delta <- P(delta + step_size G / (|G| + 1e-8)), G = dL/dE at E + delta, from 0;  P shortens to length epsilon
 
     Args:
+        epsilon: the largest length of delta, a number.
         step_size: length of one step; None means 2.5 epsilon / steps.
         steps: number of steps. A training step takes steps + 1 passes; one of length epsilon is FGM.
-        model, name, epsilon, training, target: as there.
+        model, name, training, target: as there.
     Returns: the model.
     Source: arXiv:1706.06083.
     """
@@ -121,8 +122,8 @@ def virtual_adversarial_training(
         other.train_on_batch(x)
 
     Args:
-        epsilon, xi: length of the perturbation, and of the one at which its direction is found. 1 and 10 suit tables
-            of pretrained models; scale them with the length of E's rows.
+        epsilon, xi: length of the perturbation (None as there), and of the one at which its direction is found. 1 and
+            10 suit tables of pretrained models; scale them with the length of E's rows.
         iterations: how often the direction is improved.
         from_logits: whether the model returns logits; None looks at the compiled loss.
         seed: d depends on it and on the optimizer's step count only.
@@ -178,4 +179,6 @@ def _install(model, name, target, procedure):
 def _size(step_size, epsilon, steps):
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
+    if epsilon is None:
+        raise ValueError("epsilon=None is for adversarial_training and virtual_adversarial_training; give a number.")
     return 2.5 * epsilon / steps if step_size is None else step_size

@@ -2,12 +2,13 @@
 
 import html
 import warnings
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bert4x.backend import ops, runtime
+from bert4x.backend import keras, ops, runtime
 from bert4x.backend.scopes import first_output
 from bert4x.snippets.perturbation import embedding_layer
 
@@ -41,7 +42,7 @@ class Attributions(NamedTuple):
 
 
 def integrated_gradients(
-    model, inputs, *, name="Embedding-Token", target=None, steps=50, baseline=None, reduction="sum"
+    model, inputs, *, name="Embedding-Token", target=None, steps=50, baseline=None, reduction="sum", batch_size=None
 ):
     """How much each token contributes to an output of a model: gradients summed on the way from a baseline.
 
@@ -51,49 +52,71 @@ def integrated_gradients(
     sum of A over tokens and features is F(x) - F(b), up to `delta`. Nothing is dropped out.
 
     Args:
-        inputs: array, list or dict of arrays, as for `model.predict`; all rows are done at once.
+        inputs: array, list or dict of arrays, as for `model.predict`.
         name: name of the embedding layer; nested models are searched too.
         target: F: the index of a class, one for each row [B], a function from the model's outputs to [B], or None for
             each row's largest output.
         steps: points on the way.
         baseline: b: None for zeros, a token id, or an array that broadcasts to [B, T, D].
         reduction: score of a token from its D attributions: "sum" (signed), "norm" (length) or "max" (of |.|).
+        batch_size: rows done at once; None for all.
     Returns: `Attributions`.
     Raises: ValueError for a layer that is not there, or outputs other than [B, C] without a function as target.
     Source: arXiv:1703.01365.
     """
     if reduction not in _REDUCTIONS or steps < 1:
         raise ValueError(f"reduction is one of {list(_REDUCTIONS)}, steps >= 1; got {reduction!r} and {steps}")
-    path = _Path(model, embedding_layer(model, name), inputs)
-    x, outputs = path.start()
-    path.target = target if callable(target) else _classes(outputs, target)
-    b = np.broadcast_to(np.float32(0 if baseline is None else path.vectors(baseline)), x.shape)
-    total = np.zeros_like(x)
-    for k in range(steps):
-        total += path.value_and_gradient(b + np.float32((k + 0.5) / steps) * (x - b))[1]
-    vectors = (x - b) * total / steps
-    values, baselines = path.value_and_gradient(x)[0], path.value_and_gradient(b)[0]
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None for all rows at once; got {batch_size}")
+    path = _Path(model, embedding_layer(model, name), target if callable(target) else None)
+    parts = []
+    for rows in _batches(len(keras.tree.flatten(inputs)[0]), batch_size):
+        batch = keras.tree.map_structure(itemgetter(rows), inputs)
+        parts.append(_attributed(path, batch, _rows_of(target, rows, 1), _rows_of(baseline, rows, 3), steps))
+    vectors, values, baselines = (np.concatenate(part) for part in zip(*parts, strict=True))
     delta = vectors.sum(axis=(1, 2)) - (values - baselines)
     return Attributions(_REDUCTIONS[reduction](vectors), delta, values, baselines)
 
 
-class _Path:
-    """A model as a function of the vectors that its embedding layer returns."""
+def _batches(count, size):
+    """Slices of the rows."""
+    return [slice(first, first + (size or count)) for first in range(0, count, size or count)]
 
-    def __init__(self, model, layer, inputs):
-        self.model, self.layer, self.inputs = model, layer, inputs
-        self.target = None
+
+def _rows_of(option, rows, rank):
+    """The rows of an option that has one entry for each row; any other as it is."""
+    own = option is not None and not callable(option) and np.ndim(option) == rank and len(option) > 1
+    return np.asarray(option)[rows] if own else option
+
+
+def _attributed(path, inputs, target, baseline, steps):
+    """Attributions [B, T, D], F(x) and F(b) of one batch."""
+    x, outputs = path.start(inputs)
+    classes = np.zeros(len(x), "int32") if callable(target) else _classes(outputs, target)
+    b = np.broadcast_to(np.float32(0 if baseline is None else path.vectors(baseline)), x.shape)
+    total = np.zeros_like(x)
+    for k in range(steps):
+        total += path.value_and_gradient(inputs, classes, b + np.float32((k + 0.5) / steps) * (x - b))[1]
+    ends = [path.value_and_gradient(inputs, classes, point)[0] for point in (x, b)]
+    return (x - b) * total / steps, *ends
+
+
+class _Path:
+    """A model as a function of the vectors that its embedding layer returns; compiled once for all batches."""
+
+    def __init__(self, model, layer, function=None):
+        self.model, self.layer, self.function = model, layer, function
         self._start = runtime.jit(self._start_graph, model=model)
         self._slope = runtime.jit(self._slope_graph, model=model)
 
-    def start(self):
+    def start(self, inputs):
         """x [B, T, D] and the model's outputs."""
-        x, outputs = self._start(self.inputs)
+        x, outputs = self._start(inputs)
         return np.float32(runtime.to_numpy(x)), outputs
 
-    def value_and_gradient(self, x):
+    def value_and_gradient(self, inputs, classes, x):
         """F(x) [B] and dF/dx [B, T, D]."""
-        gradient, values = self._slope(self.inputs, x)
+        gradient, values = self._slope(inputs, classes, x)
         return runtime.to_numpy(values), runtime.to_numpy(gradient)
 
     def vectors(self, baseline):
@@ -112,19 +135,19 @@ class _Path:
         outputs = self._outputs(inputs, lambda output: seen.append(output) or output)
         return seen[0], outputs
 
-    def _slope_graph(self, inputs, x):
+    def _slope_graph(self, inputs, classes, x):
         def total(x):
-            values = self._chosen(self._outputs(inputs, lambda output: ops.cast(x, output.dtype)))
+            values = self._chosen(self._outputs(inputs, lambda output: ops.cast(x, output.dtype)), classes)
             return ops.sum(values), values
 
         # Rows do not influence one another, so that the gradient of the sum holds that of each.
         (_, values), gradient = runtime.value_and_grad(total, x, differentiable=False, has_aux=True)
         return gradient, values
 
-    def _chosen(self, outputs):
-        if callable(self.target):
-            return ops.cast(self.target(outputs), "float32")
-        return ops.take_along_axis(ops.cast(outputs, "float32"), self.target[:, None], axis=1)[:, 0]
+    def _chosen(self, outputs, classes):
+        if self.function is not None:
+            return ops.cast(self.function(outputs), "float32")
+        return ops.take_along_axis(ops.cast(outputs, "float32"), classes[:, None], axis=1)[:, 0]
 
 
 def _classes(outputs, target):

@@ -7,6 +7,7 @@ from bert4x.backend import keras, ops, runtime, search_layer, walk_layers
 from bert4x.backend.scopes import first_output
 
 _TINY = 1e-8
+_RELATIVE = 0.3  # length of a perturbation, in rows of the table, where none is given
 
 
 def embedding_layer(model, name):
@@ -149,16 +150,25 @@ class Passes:
 
     def ascended(self, delta, gradient, way):
         """delta after a step of length `way.step_size` along the gradient, shortened to `way.epsilon`."""
-        delta = self._delta(delta) + way.step_size * self.unit(ops.stop_gradient(gradient))
-        return delta * ops.minimum(1.0, way.epsilon / (self.place.lengths(delta) + _TINY))
+        limit = self.length(way.epsilon)
+        step_size = limit if way.step_size is None else way.step_size
+        delta = self._delta(delta) + step_size * self.unit(ops.stop_gradient(gradient))
+        return delta * ops.minimum(1.0, limit / (self.place.lengths(delta) + _TINY))
+
+    def length(self, epsilon):
+        """epsilon; for None 0.3 times the mean length of the table's rows, as they are at this step."""
+        if epsilon is not None:
+            return epsilon
+        rows = ops.cast(ops.stop_gradient(self.place.table.value), "float32")
+        return _RELATIVE * ops.mean(ops.sqrt(ops.sum(rows**2, axis=-1)))
 
 
 @dataclass(frozen=True)
 class Ascent:
     """FGM and PGD: the loss at the end of the way up."""
 
-    epsilon: float
-    step_size: float
+    epsilon: float | None
+    step_size: float | None
     steps: int
     mix: bool = False
     training: bool = True
@@ -207,7 +217,7 @@ class Penalty:
 class VirtualAdversary:
     """The loss where there are labels, and how far a small move changes the prediction."""
 
-    epsilon: float
+    epsilon: float | None
     xi: float
     iterations: int
     weight: float
@@ -221,7 +231,7 @@ class VirtualAdversary:
             logits = getattr(passes.model.loss, "from_logits", False)
         predicted = _log_probabilities(passes.outputs(None, training=False, constant=True), logits)
         predicted = ops.stop_gradient(predicted)
-        delta = self.epsilon * passes.unit(self._direction(passes, predicted, logits))
+        delta = passes.length(self.epsilon) * passes.unit(self._direction(passes, predicted, logits))
         outputs = passes.outputs(delta)
         distance = _divergence(predicted, _log_probabilities(outputs, logits))
         if passes.y is None:

@@ -259,6 +259,11 @@ def test_r_drop_values(alpha, wanted, tolerance, tolerances):
                                atol=tolerances["bfloat16"])
 
 
+def test_r_drop_needs_pairs():
+    with pytest.raises(ValueError, match="even number of them; got 3"):
+        RDropCrossentropy()(np.array([0, 0, 1]), ops.convert_to_tensor(PAIRS[:3]))
+
+
 def test_divergence(tolerance):
     p, q = PAIRS[::2], PAIRS[1::2]
     divergence = symmetric_divergence(p, q, from_logits=True)

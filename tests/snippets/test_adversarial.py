@@ -195,6 +195,17 @@ def test_free_lb_by_hand():
     np.testing.assert_allclose(np.ravel(model.get_weights()), [0.5 - 0.01 * de, 3 - 0.01 * dw], rtol=1e-5)
 
 
+@pytest.mark.parametrize("target", ["table", "output"])
+@pytest.mark.parametrize("procedure", [adversarial_training, virtual_adversarial_training])
+def test_length_by_that_of_the_rows(procedure, target):
+    given, by_rows = network(), network()
+    length = 0.3 * float(np.sqrt((TABLE**2).sum(axis=1)).mean())
+    first = fit(procedure(compiled(given), epsilon=length, target=target))["loss"]
+    again = fit(procedure(compiled(by_rows), epsilon=None, target=target))["loss"]
+    np.testing.assert_allclose(again, first, atol=1e-6)
+    np.testing.assert_allclose(weights(by_rows)[1], weights(given)[1], atol=1e-6)
+
+
 def test_one_step_of_pgd_is_fgm():
     fgm, pgd = network(), network()
     fit(adversarial_training(compiled(fgm), epsilon=0.5))
@@ -378,6 +389,8 @@ def test_errors_say_what_to_do():
         adversarial_training(model, target="input")
     with pytest.raises(ValueError, match="steps must be at least 1"):
         projected_gradient_descent(model, steps=0)
+    with pytest.raises(ValueError, match="epsilon=None is for"):
+        free_lb(model, epsilon=None)
     with pytest.raises(TypeError, match="needs a Keras model"):
         adversarial_training(model.get_layer("Output"))
     with pytest.raises(ValueError, match="OwnStep has its own"):

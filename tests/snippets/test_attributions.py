@@ -47,6 +47,13 @@ def test_attributions_of_bert_add_up():
     assert errors[1] < 0.02 and errors[1] <= errors[0] + 1e-4
     np.testing.assert_allclose(found.values, model.predict([ids, np.zeros_like(ids)], verbose=0).max(axis=1), atol=1e-5)
     assert found.scores.shape == ids.shape
+    ids, targets = ids[[0, 1, 0]], np.array([2, 0, 1])
+    options = {"target": targets, "baseline": np.linspace(-0.1, 0.1, 3)[:, None, None], "steps": 5}
+    whole = integrated_gradients(model, [ids, np.zeros_like(ids)], **options)
+    parts = integrated_gradients(model, [ids, np.zeros_like(ids)], **options, batch_size=2)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5)
+    found = integrated_gradients(model, {"Input-Token": ids, "Input-Segment": np.zeros_like(ids)}, steps=3)
     assert found.scores[0, 5] == 0  # padding
 
 
@@ -57,6 +64,8 @@ def test_errors_of_integrated_gradients():
         integrated_gradients(model, IDS, target=0)
     with pytest.raises(ValueError, match="embedding layer; got 'Token'"):
         integrated_gradients(model, IDS, name="Token")
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        integrated_gradients(model, IDS, batch_size=0)
     with pytest.raises(ValueError, match="reduction"):
         integrated_gradients(model, IDS, reduction="mean")
 
