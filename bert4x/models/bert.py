@@ -113,7 +113,12 @@ class BERT(Transformer):
 
     @property
     def position_limit(self):
-        if not self.learned_position or self.custom_position_ids:
+        return None if self.custom_position_ids else self.position_rows
+
+    @property
+    def position_rows(self):
+        """Rows of the position table, whether its ids are given or counted; None without a table."""
+        if not self.learned_position:
             return None
         return self.max_position**2 if self.hierarchical_position else self.max_position
 

@@ -43,16 +43,27 @@ class CachedStep:
             returns: float32 [rows, V], logits whatever the model's output activation.
         """
         arrays = [np.asarray(x) for x in (inputs if isinstance(inputs, (list, tuple)) else [inputs])]
+        if len(arrays) != len(self._names):
+            raise ValueError(f"The model takes the inputs {self._names}; got {len(arrays)} arrays")
         given = dict(zip(self._names, arrays, strict=True))
         sequences = {_ROLES[name]: x.astype("int32") for name, x in given.items() if name in _ROLES}
-        if not sequences["token"].shape[1]:
-            raise ValueError("The sequences must have at least one token; got none. Is the prompt empty?")
+        self._check(sequences["token"])
         others = {name: x for name, x in given.items() if name not in _SOURCES and name not in _ROLES}
-        same = {name: filled(x, power_of_two(len(x))) for name, x in others.items()} | self._context_of(given)
+        same = {name: filled(x, power_of_two(len(x))) for name, x in others.items()}
         places = self._continued(sequences)
+        same |= self._context_of(given, anew=places is None)
         logits = self._begin(sequences, same) if places is None else self._go_on(sequences, same, places)
         self._rows = sequences
         return logits[: len(sequences["token"])]
+
+    def _check(self, tokens):
+        limit, size = self.builder.position_limit, self.builder.vocab_size
+        if not tokens.size:
+            raise ValueError("The sequences must have at least one token; got none. Is the prompt empty?")
+        if limit is not None and tokens.shape[1] > limit:
+            raise ValueError(f"The model has a table of {limit} positions; got sequences of {tokens.shape[1]} tokens")
+        if tokens.min() < 0 or tokens.max() >= size:
+            raise ValueError(f"Token ids must be at least 0 and below {size}; got {tokens.min()} to {tokens.max()}")
 
     def _continued(self, sequences):
         """For each row the row of the last call that it goes on from; None if there is one without."""
@@ -100,14 +111,17 @@ class CachedStep:
         self._cache, self._start = made, start + count
         return logits
 
-    def _context_of(self, given):
-        """Keys, values and mask of the encoder's states, made once as long as all rows have the same source."""
+    def _context_of(self, given, anew):
+        """Keys, values and mask of the encoder's states, made once per search if all rows have the same source.
+
+        anew: make them again, as a new search may follow a change of the weights.
+        """
         sources = [given[name] for name in self._names if name in _SOURCES]
         if not sources:
             return {}
         count, key = len(sources[0]), tuple(x[:1].tobytes() for x in sources)
         shared = all((x == x[:1]).all() for x in sources)
-        if not shared or self._source != key:
+        if anew or not shared or self._source != key:
             made = self._encode(given, 1 if shared else power_of_two(count))
             self._source, self._context = (key, made) if shared else (None, made)
         repeats = power_of_two(count) if shared else 1

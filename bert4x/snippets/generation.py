@@ -9,12 +9,16 @@ import numpy as np
 from bert4x.backend import keras, ops, runtime
 from bert4x.snippets.filters import ABSENT
 from bert4x.snippets.loops import ABSENT_SCORE, NEVER, BeamLoop, SampleLoop
-from bert4x.snippets.processors import Chain, check_real
+from bert4x.snippets.processors import Chain, Processor, check_real
 from bert4x.snippets.requests import (
     check_states,
+    check_tables,
     checked_count,
     checked_ids,
     checked_prompts,
+    checked_strategy,
+    checked_strings,
+    counted,
     filled,
     loop_feeds,
     padded_right,
@@ -88,7 +92,8 @@ class Generator:
         vocab_size = self.step.output["logits"].shape[-1]
         if self.end_ids and self.end_ids[-1] >= vocab_size:
             raise ValueError(f"end_id must be below the number of logits, {vocab_size}; got {self.end_ids[-1]}")
-        self.start_id, self.filler_id, self.tokenizer = start_id, filler_id, tokenizer
+        self.start_id, self.filler_id = checked_count("start_id", start_id, 0), checked_count("filler_id", filler_id, 0)
+        self.tokenizer = tokenizer
         self._compiled, self._weights = {}, None
 
     def generate(
@@ -159,15 +164,19 @@ class Generator:
             prompt: list of token ids; further arguments as for `generate`, a beam excepted.
             text: yield text; a piece may be empty as long as a character is incomplete.
         """
-        options = {"strategy": None, "processors": (), **options}
-        if isinstance(options["strategy"], Beam):
+        if not options.keys() <= _STREAMED:
+            raise TypeError(
+                f"stream writes one continuation and takes {', '.join(sorted(_STREAMED))} of generate's options; got "
+                f"{', '.join(sorted(options.keys() - _STREAMED))}"
+            )
+        if isinstance(options.get("strategy"), Beam):
             raise ValueError("a beam decides late which tokens it keeps: stream takes Greedy() or Sample(...)")
         if text:
             self._needs_tokenizer("stream(text=True)")
         if not checked_count("max_new_tokens", max_new_tokens, 0):
             return iter(())
         given = {name: [value] for name, value in options.items() if name in _PER_PROMPT and value is not None}
-        request = self._request([prompt], max_new_tokens, n=1, **{**options, **given})
+        request = self._request([prompt], max_new_tokens, **{**options, **given})
         tokens = self._new_tokens(request, on_logits, self._stop_check(stop_strings))
         return self._pieces(tokens) if text else tokens
 
@@ -177,9 +186,10 @@ class Generator:
                  positions=None, inputs=None, decoder_prompts=None, seed=None, scored=False):
         checked_count("max_new_tokens", max_new_tokens, 0)
         checked_count("n", n, 1)
-        strategy, chain = strategy or Greedy(), Chain.in_order(processors)
+        strategy = Greedy() if strategy is None else checked_strategy(strategy)
+        chain = Chain.in_order([processors] if isinstance(processors, Processor) else processors)
         chain.check(self.step.output["logits"].shape[-1])
-        count, batch = len(prompts), power_of_two(max(len(prompts), 1))
+        count, batch = counted(prompts), power_of_two(len(prompts))
         self._check_inputs(inputs or {}, count, segment=segments, position=positions)
         same = {name: filled(x, batch) for name, x in (inputs or {}).items()}
         vocab_size = getattr(self.builder, "vocab_size", None)
@@ -198,6 +208,7 @@ class Generator:
             prompts, segments, positions, self.step.input,
             next_segment=getattr(self.builder, "next_segment", None) if next_segment is None else next_segment,
         )
+        check_tables(feeds, self.builder, max_new_tokens)
         feeds |= loop_feeds(
             max(max_new_tokens, 1), self.end_ids, self.filler_id,
             chain=chain, sampler=strategy, seed=seed, rows=batch * loop.copies,
@@ -253,6 +264,8 @@ class Generator:
 
     def _steps(self, request, on_logits, is_stopped):
         """The state after each token; Python sees the logits and may end rows."""
+        if on_logits is not None and not callable(on_logits):
+            raise TypeError(f"on_logits must be a function (logits, rows) -> logits; got {on_logits!r:.80}")
         loop, feeds = request.loop, _as_tensors(request.feeds)
         state, logits = self._part(loop, "begin")(feeds)
         while True:
@@ -290,7 +303,7 @@ class Generator:
         if not stop_strings:
             return None
         self._needs_tokenizer("stop_strings")
-        strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        strings = checked_strings(stop_strings)
         return lambda ids: any(string in self.tokenizer.decode(ids) for string in strings)
 
     def _needs_tokenizer(self, what):
@@ -343,6 +356,7 @@ class Generator:
 
 
 _PER_PROMPT = ("segments", "positions", "decoder_prompts")  # what `generate` takes a list of
+_STREAMED = {"strategy", "processors", "next_segment", "inputs", "seed", *_PER_PROMPT}
 
 
 @dataclasses.dataclass(frozen=True)

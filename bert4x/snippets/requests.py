@@ -44,12 +44,19 @@ def padded_right(rows, batch):
     return array, mask
 
 
+def counted(prompts):
+    """How many prompts there are."""
+    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__") or not len(prompts):
+        raise ValueError(f"prompts must be a list of lists of token ids, at least one; got {prompts!r:.80}")
+    return len(prompts)
+
+
 def checked_ids(prompts, vocab_size=None):
     """Lists of token ids, none empty and no id beyond the vocabulary."""
-    if isinstance(prompts, (str, bytes)) or not len(prompts):
-        raise ValueError(f"prompts must be a list of lists of token ids, at least one; got {prompts!r:.80}")
+    counted(prompts)
     for i, prompt in enumerate(prompts):
-        ids = np.asarray(prompt)
+        nested = isinstance(prompt, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in prompt)
+        ids = np.asarray(prompt, object if nested else None)  # lists of unequal lengths are an error of NumPy's
         if ids.shape == (0,):
             raise ValueError(f"a prompt must have at least one token, such as the start token; prompt {i} has none")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -108,6 +115,7 @@ def prompt_feeds(prompts, segments, positions, roles, *, next_segment):
     segments = [[0] * len(p) for p in prompts] if segments is None else companions("segments", segments, prompts)
     positions = [range(len(p)) for p in prompts] if positions is None else companions("positions", positions, prompts)
     by_role = {"token": prompts, "segment": segments, "position": positions}
+    next_segment = next_segment if next_segment is None else checked_count("next_segment", next_segment, 0)
     following = [row[-1] if next_segment is None else next_segment for row in segments]
     return {
         "prompt": {role: padded_left(by_role[role], size, batch) for role in by_role if role in roles},
@@ -118,10 +126,41 @@ def prompt_feeds(prompts, segments, positions, roles, *, next_segment):
     }
 
 
+def check_tables(feeds, builder, max_new_tokens):
+    """Raise for segments and positions that the model's tables do not have: a compiled look-up would take others."""
+    sizes = {"segment": getattr(builder, "segment_vocab_size", 0), "position": getattr(builder, "position_rows", None)}
+    for role, size in sizes.items():
+        if role in feeds["prompt"] and size:
+            # The last token written is not fed.
+            last = feeds[role] + (max_new_tokens - 2 if role == "position" else 0)
+            ids = np.append(feeds["prompt"][role], last if max_new_tokens > 1 else [])
+            if ids.min() < 0 or ids.max() >= size:
+                raise ValueError(
+                    f"{role}s, those of the new tokens included, must be at least 0 and below {size}, the size of the "
+                    f"model's table; got {ids.min():.0f} to {ids.max():.0f}"
+                )
+
+
+def checked_strategy(strategy):
+    """What chooses the tokens: `Greedy()`, `Sample(...)`, `Beam(...)` or the like."""
+    if isinstance(strategy, type) or not hasattr(strategy, "needs_uniforms"):
+        raise TypeError(f"strategy must be Greedy(), Sample(...) or Beam(...), an object; got {strategy!r}")
+    return strategy
+
+
+def checked_strings(strings):
+    """Stop strings as a list; one string counts as a list of one."""
+    strings = [strings] if isinstance(strings, str) else list(strings)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise ValueError(f"stop_strings must be strings of at least one character; got {strings!r:.80}")
+    return strings
+
+
 def loop_feeds(max_new_tokens, stops, filler, *, chain, sampler, seed, rows):
     """Feeds about the new tokens: their number, what stops them, and the arrays of processors and sampler."""
     steps = bucket(max_new_tokens)
     draws = getattr(sampler, "needs_uniforms", False)
+    seed = seed if seed is None else checked_count("seed", seed, 0)
     numbers = uniform_numbers(seed, rows, steps) if draws else np.zeros((steps, 1), "float32")
     return {
         "limit": np.int32(max_new_tokens),

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bert4x.backend import ops, runtime
-from bert4x.snippets.requests import bucket, checked_count, checked_prompts, prompt_feeds
+from bert4x.snippets.requests import bucket, check_tables, checked_count, checked_prompts, prompt_feeds
 
 
 class SpeculativeGenerator:
@@ -23,7 +23,8 @@ class SpeculativeGenerator:
     """
 
     def __init__(self, target, draft, end_id=None, *, draft_tokens=4):
-        self.draft_tokens, self.end_id = checked_count("draft_tokens", draft_tokens, 1), end_id
+        self.draft_tokens = checked_count("draft_tokens", draft_tokens, 1)
+        self.end_id = None if end_id is None else checked_count("end_id", end_id, 0)
         self._target, self._draft = _Writer(target), _Writer(draft)
         sizes = self._target.vocab_size, self._draft.vocab_size
         if sizes[0] != sizes[1]:
@@ -63,6 +64,9 @@ class SpeculativeGenerator:
         return drafted
 
 
+_INPUTS = ("token", "segment", "position", "start", "padding", "key_", "value_")
+
+
 class _Writer:
     """A model with a cache for one prompt.
 
@@ -71,16 +75,26 @@ class _Writer:
 
     def __init__(self, source):
         self.builder = getattr(source, "builder", source)
+        if not hasattr(self.builder, "build_step"):
+            raise TypeError(f"target and draft must be models of build_transformer_model; got {type(source).__name__}")
         self.step = self.builder.build_step()
+        others = [x.name for x in self.step.inputs if not x.name.startswith(_INPUTS)]
+        if others:
+            raise ValueError(
+                "speculative decoding takes models that read tokens, segments and positions only; this "
+                f"{type(self.builder).__name__} needs {', '.join(others[:3])} too. Use Generator."
+            )
         self.vocab_size = self.step.output["logits"].shape[-1]
         self._run = runtime.jit(self._greedy, model=self.step)
 
     def begin(self, prompt, segments, max_new_tokens):
         """The first token after the prompt, whose keys and values begin a new cache."""
-        (prompt,) = checked_prompts([prompt], getattr(self.builder, "position_limit", None), max_new_tokens)
+        limit, size = getattr(self.builder, "position_limit", None), getattr(self.builder, "vocab_size", None)
+        (prompt,) = checked_prompts([prompt], limit, max_new_tokens, vocab_size=size)
         segments = None if segments is None else [segments]
         following = getattr(self.builder, "next_segment", None)
         self._feeds = prompt_feeds([prompt], segments, None, self.step.input, next_segment=following)
+        check_tables(self._feeds, self.builder, max_new_tokens)
         self._slots, self.known = self._feeds["prompt"]["token"].shape[1], 0
         self._cache = {
             x.name: ops.zeros((1, bucket(self._slots + max_new_tokens), *x.shape[2:]), x.dtype)

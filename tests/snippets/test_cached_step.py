@@ -103,9 +103,34 @@ def test_a_source_that_grows_is_read_anew(tolerance):
         np.testing.assert_allclose(step.predict(arrays), runtime.to_numpy(model(arrays))[:, -1], atol=tolerance)
 
 
+def test_a_new_search_sees_new_weights(tolerance):
+    """The same source again, after training: the encoder's states are not those of the last search."""
+    application, config = CONFIGS["t5.1.1"]
+    model = build_transformer_model(None, None, "t5.1.1", application, **{**config, "with_lm": "linear"})
+    step, arrays, seen = CachedStep(model), [PROMPT[None], np.array([[0]])], []
+    for seed in (0, 1):
+        randomize(model, seed)
+        seen.append(runtime.to_numpy(model(arrays))[:, -1])
+        np.testing.assert_allclose(step.predict(arrays), seen[-1], atol=tolerance)
+    assert np.abs(seen[0] - seen[1]).max() > 0.01
+
+
+def test_wrong_inputs():
+    model = build_transformer_model(None, None, "gpt2", "lm", **{**generative.TABLE, "max_position": 8})
+    step = CachedStep(model)
+    for inputs, message in (
+        ([np.zeros((1, 3)), np.zeros((1, 3))], r"takes the inputs \['Input-Token'\]; got 2 arrays"),
+        (np.zeros((1, 0)), "at least one token; got none"),
+        (np.zeros((1, 9)), "a table of 8 positions; got sequences of 9 tokens"),
+        (np.full((1, 3), 17), "below 17; got 17 to 17"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step.predict(inputs)
+
+
 def test_what_has_no_step():
     x = keras.Input((None,), dtype="int32")
-    with pytest.raises(TypeError, match="as it was built. Else use last_token"):
+    with pytest.raises(TypeError, match="as it was built; else use last_token"):
         CachedStep(keras.Model(x, keras.layers.Embedding(3, 3)(x)))
     model = build_transformer_model(None, None, "gpt2", "lm", **generative.TABLE)
     with pytest.raises(ValueError, match="at least one token"):

@@ -5,7 +5,7 @@ import pytest
 
 from bert4x.backend import keras, runtime
 from bert4x.models import build_transformer_model
-from bert4x.snippets import BadWords
+from bert4x.snippets import BadWords, Greedy, RepetitionPenalty, Sample
 from bert4x.snippets.generation import Beam, Generator
 from tests.snippets import oracle
 from tests.snippets.oracle import PROMPTS, until
@@ -25,6 +25,10 @@ def test_an_end_token_that_never_comes():
 
 WRONG = {
     "no prompts": ({"prompts": []}, "at least one"),
+    "None": ({"prompts": None}, "list of lists of token ids, at least one; got None"),
+    "a generator of prompts": ({"prompts": (p for p in PROMPTS)}, "list of lists of token ids"),
+    "nested": ({"prompts": [[[3, 4], [5]]]}, "prompt 0 is"),
+    "seed": ({"strategy": Sample(), "seed": "now"}, "seed must be an integer of at least 0; got 'now'"),
     "empty prompt": ({"prompts": [[3], []]}, "prompt 1 has none"),
     "a string": ({"prompts": "Hello"}, "list of lists of token ids.*'Hello'"),
     "strings": ({"prompts": ["Hello", "you"]}, "prompt 0 is 'Hello'"),
@@ -62,6 +66,11 @@ def test_wrong_requests(wrong):
     "row, options, message",
     [
         ("bert unilm, condition", {"segments": [[0], [0], [0]]}, r"segments must have one number .* prompts of \[5, 2"),
+        ("bert unilm, condition", {"segments": [[0] * 5, [0] * 2, [0, 0, 2, 0]]}, "segments.*below 2.*got 0 to 2"),
+        ("bert unilm, condition", {"next_segment": 2}, "segments, those of the new tokens included.*got 0 to 2"),
+        ("bert unilm, condition", {"next_segment": [1, 1, 1]}, "next_segment must be an integer"),
+        ("bert lm, positions", {"positions": [[0] * 5, [0] * 2, [0, 1, 2, 40]]}, "positions.*below 40.*got 0 to 46"),
+        ("bert lm, positions", {"positions": [[0] * 5, [0] * 2, [0, 1, 2, 34]]}, "below 40.*got 0 to 40"),
         ("bert unilm, condition", {"inputs": {}}, r"inputs must be \['Condition'\].*got \[\]"),
         ("bert unilm, condition", {"inputs": {"Condition": np.zeros((2, 5))}}, r"Condition is \(2, 5\) for 3 prompts"),
         ("bert lm, positions", {"positions": [[0], [1], [2]]}, "positions must have one number per prompt token"),
@@ -74,6 +83,35 @@ def test_wrong_requests(wrong):
 def test_wrong_requests_of_other_models(row, options, message):
     with pytest.raises(ValueError, match=message):
         generate(row, **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"strategy": Greedy}, "strategy must be .* an object; got <class"),
+        ({"strategy": "beam"}, "strategy must be Greedy.*got 'beam'"),
+        ({"strategy": RepetitionPenalty(1.2)}, "strategy must be Greedy.*got RepetitionPenalty"),
+        ({"on_logits": 3}, "on_logits must be a function .* got 3"),
+        ({"processors": [len]}, "made of processors"),
+    ],
+)
+def test_wrong_types(options, message):
+    with pytest.raises(TypeError, match=message):
+        generate("gpt2", **options)
+
+
+@pytest.mark.parametrize("new, last", [(7, 33), (1, 39)])
+def test_tables_are_used_to_their_ends(new, last, monkeypatch):
+    """The last token is not fed: after position 33 seven tokens need a table of 40."""
+    oracle.uncompiled(monkeypatch)
+    generator = Generator(case_of("bert lm, positions").builder)
+    assert len(generator.generate([[3, 4]], new, positions=[[0, last]])[0]) == new
+
+
+def test_a_single_processor_is_a_list_of_one(monkeypatch):
+    oracle.uncompiled(monkeypatch)
+    generator, penalty = Generator(case_of("gpt2").builder), RepetitionPenalty(1.2)
+    assert generator.generate(PROMPTS, 3, processors=penalty) == generator.generate(PROMPTS, 3, processors=[penalty])
 
 
 def test_the_step_of_trouble_is_named():
@@ -112,3 +150,14 @@ def test_wrong_generators():
         silent.stream(PROMPTS[0], 3, text=True)
     with pytest.raises(ValueError, match="stream takes Greedy"):
         silent.stream(PROMPTS[0], 3, strategy=Beam(2))
+    with pytest.raises(TypeError, match="stream writes one continuation and takes decoder_prompts.*; got n, top_k"):
+        silent.stream(PROMPTS[0], 3, n=2, top_k=3)
+    with pytest.raises(ValueError, match="prompt 0 is"):
+        silent.stream(PROMPTS, 3)
+    for name in ("start_id", "filler_id"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 0; got 'a'"):
+            Generator(case_of("gpt2").builder, **{name: "a"})
+    speaking = Generator(case_of("gpt2").builder, tokenizer=object())
+    for strings in ([""], [3]):
+        with pytest.raises(ValueError, match="stop_strings must be strings of at least one character"):
+            speaking.generate(PROMPTS, 3, stop_strings=strings)

@@ -46,3 +46,18 @@ def test_a_perfect_draft_saves_passes(target):
 def test_different_vocabularies(target):
     with pytest.raises(ValueError, match="same vocabulary; got 17 and 18"):
         SpeculativeGenerator(target, build(vocab_size=18))
+
+
+def test_wrong_models_and_ids(target):
+    with pytest.raises(TypeError, match="models of build_transformer_model; got object"):
+        SpeculativeGenerator(target, object())
+    t5 = build_transformer_model(None, None, "t5.1.1", **generative.GATED)
+    with pytest.raises(ValueError, match="tokens, segments and positions only.*needs context_.*Use Generator"):
+        SpeculativeGenerator(t5, t5)
+    with pytest.raises(ValueError, match="end_id must be an integer of at least 0; got 'a'"):
+        SpeculativeGenerator(target, target, "a")
+    speculative = SpeculativeGenerator(target, target)
+    with pytest.raises(ValueError, match="below the vocabulary of 17; prompt 0 has 17 to 17"):
+        speculative.generate([17], 3)
+    with pytest.raises(ValueError, match="prompt 0 is"):
+        speculative.generate([[3, 4], [5]], 3)
