@@ -43,6 +43,22 @@ class AveragedWeights:
             variable.assign(old)
         self._old_weights = None
 
+    @contextlib.contextmanager
+    def trained_weights(self):
+        """Context in which the model has the weights that are trained, also while the average is in it otherwise."""
+        old = self._old_weights
+        if old is None:
+            yield
+            return
+        averages = [ops.copy(ops.convert_to_tensor(variable)) for variable in self._trainable_variables]
+        self.reset_old_weights()
+        try:
+            yield
+        finally:
+            for variable, average in zip(self._trainable_variables, averages, strict=True):
+                variable.assign(average)
+            self._old_weights = old
+
     def _ema(self):
         return next(part for part in self._parts if hasattr(part, "averages"))
 

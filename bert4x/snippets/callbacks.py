@@ -1,5 +1,6 @@
 """Callbacks for `fit`: keep the best weights and stop early, resume an interrupted run, show the learning rate."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -169,7 +170,9 @@ class Resume(keras.callbacks.Callback):
             "data": None if self.data is None else self.data.get_state(self.batches),
             "tracked": [item.get_state() for item in self.tracked],
         }
-        _write(self.filepath, facts, _variables(self.model), runtime.random_state())
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        with getattr(optimizer, "trained_weights", contextlib.nullcontext)():  # `EvaluateWithEMA` has put in others
+            _write(self.filepath, facts, _variables(self.model), runtime.random_state())
 
     def on_train_end(self, logs=None):
         """Remove the file: the run is complete."""

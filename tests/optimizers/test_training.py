@@ -9,7 +9,7 @@ import pytest
 
 from bert4x import optimizers as o
 from bert4x.backend import keras, ops, runtime
-from bert4x.snippets import LearningRateLogger
+from bert4x.snippets import LearningRateLogger, Resume
 from tests.conftest import ROOT
 from tests.optimizers.problems import EMBEDDINGS, START, all_gradients, assert_near
 from tests.optimizers.rows import EXTENSIONS, make, make_class, wanted
@@ -123,6 +123,26 @@ def test_averaged_weights_in_evaluation_leave_training_alone():
     with o.ema_weights(other):
         np.testing.assert_array_equal(seen[-1], ops.convert_to_numpy(other.layers[-1].kernel))
     assert not np.array_equal(seen[-1], ops.convert_to_numpy(other.layers[-1].kernel))
+
+
+def test_a_run_with_averages_is_resumed_from_its_own_weights(tmp_path):
+    cls = o.extend_with_exponential_moving_average(o.Adam)
+    seen = []
+
+    def train(epochs):
+        model, x, y = classifier(cls(0.05, ema_momentum=0.5))
+        callbacks = [o.EvaluateWithEMA(), Resume(tmp_path / "run.npz", keep=True), keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: seen.append(ops.convert_to_numpy(model.layers[-1].kernel)))]
+        model.fit(x, y, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        return [ops.convert_to_numpy(weight) for weight in model.weights]
+
+    whole = train(3)
+    (tmp_path / "run.npz").unlink()
+    train(2)
+    for one, two in zip(train(3), whole, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+    np.testing.assert_allclose(seen[5], seen[2], atol=1e-6)  # callbacks behind it find the average as before
+    assert np.abs(seen[2] - whole[-2]).max() > 1e-3
 
 
 def test_averages_look_through_loss_scaling():
