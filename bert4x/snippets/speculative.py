@@ -101,7 +101,7 @@ class _Writer:
             for x in self.step.inputs
             if x.name.startswith(("key_", "value_"))
         }
-        return self._call(self._feeds["prompt"], 0)[-1]
+        return _checked(self._call(self._feeds["prompt"], 0)[-1:], 0)[0]
 
     def write(self, tokens, place):
         """The token after each of `tokens`, of which the first is number `place` (from 0) after the prompt."""
@@ -111,7 +111,8 @@ class _Writer:
             "segment": np.repeat(self._feeds["segment"], count, axis=1),
             "position": self._feeds["position"] + np.arange(place, place + count, dtype="int32"),
         }
-        return self._call({role: x for role, x in given.items() if role in self.step.input}, self._slots + place)
+        given = {role: x for role, x in given.items() if role in self.step.input}
+        return _checked(self._call(given, self._slots + place), place + 1)
 
     def _call(self, given, start):
         feeds = {**given, **self._cache, "padding": self._feeds["padding"], "start": np.int32(start)}
@@ -120,4 +121,12 @@ class _Writer:
 
     def _greedy(self, feeds):
         made = dict(self.step(feeds, training=False))
-        return ops.argmax(made.pop("logits"), axis=-1), made
+        logits = made.pop("logits")
+        return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, ops.argmax(logits, axis=-1)), made
+
+
+def _checked(tokens, step):
+    """The tokens, the first written in `step`; -1 stands for NaN logits."""
+    if -1 in tokens:
+        raise ValueError(f"logits must be numbers; those of step {step + tokens.index(-1)} (from 0) have NaN")
+    return tokens

@@ -1,7 +1,9 @@
 """Speculative decoding writes exactly what the target alone writes, in fewer passes where the draft is good."""
 
+import numpy as np
 import pytest
 
+from bert4x.backend import runtime
 from bert4x.models import build_transformer_model
 from bert4x.snippets import Generator, SpeculativeGenerator
 from tests.models import generative
@@ -46,6 +48,16 @@ def test_a_perfect_draft_saves_passes(target):
 def test_different_vocabularies(target):
     with pytest.raises(ValueError, match="same vocabulary; got 17 and 18"):
         SpeculativeGenerator(target, build(vocab_size=18))
+
+
+def test_the_step_of_nan_is_named():
+    model = build()
+    table = next(w for w in model.trainable_weights if "Position" in w.path)
+    table.assign(np.where(np.arange(40)[:, None] == 7, np.nan, runtime.to_numpy(table)))
+    speculative = SpeculativeGenerator(model, model)
+    assert len(speculative.generate(PROMPT, 3)) == 3
+    with pytest.raises(ValueError, match="step 3 .from 0. have NaN"):
+        speculative.generate(PROMPT, 9)
 
 
 def test_wrong_models_and_ids(target):
