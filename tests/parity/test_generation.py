@@ -14,9 +14,9 @@ from tests.snippets.oracle import uncompiled, until
 
 pytestmark = pytest.mark.parity
 
-ROWS = ("gpt2", "llama", "t5")
+SLOW = pytest.mark.slow
 PROMPTS = [[3, 7, 1, 12, 5], [9, 2], [40, 16, 8, 8]]
-NEW = 8
+NEW = 6
 # Their penalties and n-grams see the padding token, ours do not; so nobody writes it.
 NO_PADDING = BadWords([[0]])
 
@@ -76,8 +76,8 @@ PROCESSORS = {
     "none": ({}, []),
     "repetition": ({"repetition_penalty": 1.8}, [RepetitionPenalty(1.8)]),
     "n-grams": ({"no_repeat_ngram_size": 2}, [NoRepeatNGram(2)]),
-    "bad words": ({"bad_words_ids": [[32], [1, 2], [45]]}, [BadWords([[32], [1, 2], [45]])]),
-    "min": ({"min_new_tokens": 6}, None),
+    "bad words": ({"bad_words_ids": [[40], [1, 2], [14, 14]]}, [BadWords([[40], [1, 2], [14, 14]])]),
+    "min": ({"min_new_tokens": NEW}, None),
 }
 
 
@@ -86,25 +86,28 @@ def end_of(generator):
     greedy = run_ours(generator, [])
     assert len({token for tokens in greedy for token in tokens}) > 3
     firsts = {tokens[0] for tokens in greedy}
-    firsts |= {32, 45}  # bad words below; transformers lets an end token pass that is one
+    firsts |= {40}  # bad words below; transformers lets an end token pass that is one
     return next(token for tokens in greedy for token in tokens[1:] if token not in firsts)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", ["gpt2", "t5", pytest.param("llama", marks=SLOW)])
 def test_greedy(row, pair):
     theirs, generator = pair(row)
     end, results = end_of(generator), []
-    for name, (settings, processors) in PROCESSORS.items():
+    names = PROCESSORS if row == "gpt2" else ["none", "min"]
+    for name in names:
+        settings, processors = PROCESSORS[name]
         want, _ = run_theirs(theirs, end, **settings)
-        got = run_ours(generator, [end], [MinNewTokens(6, [end])] if processors is None else processors)
+        got = run_ours(generator, [end], [MinNewTokens(NEW, [end])] if processors is None else processors)
         assert got == want, name
         results.append(str(got))
-    assert len(set(results)) >= 4  # the processors did something
+    assert len(set(results)) >= len(names) - 1  # the processors did something
     assert any(len(tokens) < NEW for tokens in run_theirs(theirs, end)[0])
 
 
 ALL = [(size, penalty, early) for size in (2, 4) for penalty in (0.0, 1.0, 2.0) for early in (True, False, "never")]
 SOME = [(4, 0.0, "never"), (2, 1.0, False), (4, 2.0, True)]
+BEAMS = [("gpt2", SOME), ("t5", SOME[:1]), *(pytest.param(row, ALL, marks=SLOW) for row in ("gpt2", "t5", "llama"))]
 
 
 def check_beam(theirs, generator, end, size, penalty, early, settings=None, processors=(), tolerance=1e-5):
@@ -119,21 +122,21 @@ def check_beam(theirs, generator, end, size, penalty, early, settings=None, proc
     return want
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_beams(row, pair, tolerance):
+@pytest.mark.parametrize("row, some", BEAMS)
+def test_beams(row, some, pair, tolerance):
     """All beams, their order and their scores."""
     theirs, generator = pair(row)
     end, lengths = end_of(generator), set()
-    for setting in ALL if row == "gpt2" else SOME:
+    for setting in some:
         lengths |= set(map(len, check_beam(theirs, generator, end, *setting, tolerance=tolerance)))
-    assert len(lengths) >= 3
+    assert len(lengths) > 1
 
 
-@pytest.mark.parametrize("row", ["gpt2", "t5"])
+@pytest.mark.parametrize("row", ["gpt2", pytest.param("t5", marks=SLOW)])
 def test_beams_with_processors_and_two_ends(row, pair, tolerance):
     theirs, generator = pair(row)
     end = end_of(generator)
-    for name in ("repetition", "n-grams", "bad words"):
+    for name in ("repetition", "n-grams", "bad words") if row == "gpt2" else ():
         check_beam(theirs, generator, end, 3, 1.0, False, *PROCESSORS[name], tolerance=tolerance)
     both = sorted({end, run_ours(generator, [])[1][0]})
     found = check_beam(theirs, generator, both, 4, 0.0, False, tolerance=tolerance)
