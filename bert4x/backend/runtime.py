@@ -110,7 +110,17 @@ def _inference_call(layer):
 def _tf_jit(function, model, xla):
     # XLA needs static shapes. Without it a graph for free shapes is as fast on CPU, is traced two or three times
     # instead of once per length, and spares the user TensorFlow's warning about tracing.
-    return tf.function(function, jit_compile=xla, reduce_retracing=not xla, autograph=False)
+    graphs = {}
+
+    def call(*tensors):
+        # A graph is for the variables that it was traced with; LoRA and int8 put others into the model.
+        key = tuple(id(v) for v in variables_of(model))
+        if key not in graphs:
+            graphs.clear()
+            graphs[key] = tf.function(function, jit_compile=xla, reduce_retracing=not xla, autograph=False)
+        return graphs[key](*tensors)
+
+    return call
 
 
 def _jax_jit(function, model, xla):

@@ -3,7 +3,9 @@
 import numpy as np
 
 from bert4x.backend import keras, ops, runtime
-from bert4x.snippets.requests import bucket, filled, power_of_two
+from bert4x.snippets.inference import bucket, power_of_two
+from bert4x.snippets.loops import empty_cache
+from bert4x.snippets.requests import filled
 
 _ROLES = {
     "Input-Token": "token",
@@ -86,11 +88,7 @@ class CachedStep:
         batch, size = power_of_two(count), bucket(length)
         fed = {role: filled(np.pad(x, ((0, 0), (size - length, 0))), batch) for role, x in sequences.items()}
         self._padding = size - length
-        self._cache = {
-            x.name: ops.zeros((batch, bucket(size + _ROOM), *x.shape[2:]), x.dtype)
-            for x in self.step.inputs
-            if x.name.startswith(("key_", "value_"))
-        }
+        self._cache = empty_cache(self.step, batch, bucket(size + _ROOM))
         return self._called(fed, same, 0, size)
 
     def _go_on(self, sequences, same, places):

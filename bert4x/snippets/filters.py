@@ -8,8 +8,8 @@ probable token of a row. Nothing here sorts: a threshold is found bit by bit (`_
 import numpy as np
 
 from bert4x.backend import masked_logit, ops
+from bert4x.backend.tensors import ABSENT
 
-ABSENT = -1e4  # at or below: not allowed
 BANNED = masked_logit("float32")
 _LOWEST = -(2**31)
 

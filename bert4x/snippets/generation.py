@@ -8,7 +8,8 @@ import numpy as np
 
 from bert4x.backend import keras, ops, runtime
 from bert4x.snippets.filters import ABSENT
-from bert4x.snippets.loops import ABSENT_SCORE, NEVER, BeamLoop, SampleLoop
+from bert4x.snippets.inference import power_of_two
+from bert4x.snippets.loops import ABSENT_SCORE, NEVER, BeamLoop, SampleLoop, further_inputs
 from bert4x.snippets.processors import Chain, Processor, check_real
 from bert4x.snippets.requests import (
     check_states,
@@ -22,7 +23,6 @@ from bert4x.snippets.requests import (
     filled,
     loop_feeds,
     padded_right,
-    power_of_two,
     prompt_feeds,
 )
 from bert4x.snippets.sampling import Greedy
@@ -94,7 +94,7 @@ class Generator:
             raise ValueError(f"end_id must be below the number of logits, {vocab_size}; got {self.end_ids[-1]}")
         self.start_id, self.filler_id = checked_count("start_id", start_id, 0), checked_count("filler_id", filler_id, 0)
         self.tokenizer = tokenizer
-        self._compiled, self._weights = {}, None
+        self._compiled = {}
 
     def generate(
         self,
@@ -235,9 +235,7 @@ class Generator:
         return {**made, "context_mask": ops.convert_to_tensor(mask)}
 
     def _check_inputs(self, inputs, count, **roles):
-        own = ("token", "segment", "position", "start", "padding")
-        kept = ("key_", "value_", "context_")
-        needed = {x.name for x in self.step.inputs if x.name not in own and not x.name.startswith(kept)}
+        needed = {name for name in further_inputs(self.step) if not name.startswith("context_")}
         if needed != set(inputs):
             raise ValueError(f"inputs must be {sorted(needed)}, as the model was built; got {sorted(inputs)}")
         for name, array in inputs.items():
@@ -250,10 +248,7 @@ class Generator:
     # ---- compiled parts --------------------------------------------------------------------------------------
 
     def _part(self, loop, name):
-        """A compiled part of a loop; the same one for loops of the same structure, until the weights are others."""
-        weights = tuple(id(weight) for weight in self.step.weights)
-        if self._weights != weights:
-            self._compiled, self._weights = {}, weights
+        """A compiled part of a loop; the same one for loops of the same structure."""
         key = name, None if loop is None else _structure(loop)
         if key not in self._compiled:
             if name == "context":

@@ -8,6 +8,16 @@ from bert4x.snippets.padding import bucket_length, sequence_padding
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
+def bucket(length, buckets=BUCKETS):
+    """The padded length for this length: one of few; what is longer than all of them stays as it is."""
+    return max(bucket_length([length], buckets), length)
+
+
+def power_of_two(count):
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
 def predict_batched(
     model, inputs, batch_size=32, *, max_length=None, buckets=BUCKETS, sequence_axes=None, padding=0
 ):
@@ -81,13 +91,13 @@ def _record_lengths(columns, max_length):
 
 
 def _padded_length(length, buckets, max_length):
-    size = max(bucket_length([length], buckets), length)
+    size = bucket(length, buckets)
     return size if max_length is None else min(size, max_length)
 
 
 def _filled(rows, batch_size):
     """Return row numbers, the first one repeated until their count is a power of two or the batch is full."""
-    size = min(1 << (len(rows) - 1).bit_length(), batch_size)
+    size = min(power_of_two(len(rows)), batch_size)
     return rows + rows[:1] * (size - len(rows))
 
 
@@ -126,10 +136,9 @@ def _compiled(model):
     """Return the forward pass of a model, to NumPy arrays, compiled once; and Keras' tree functions."""
     from bert4x.backend import keras, runtime
 
-    # New weight objects (LoRA, int8) mean another graph. The cache lives on the model, as Keras' own
-    # predict_function does; a table here would keep every model alive for ever.
-    key = tuple(id(weight) for weight in model.weights)
-    if getattr(model, "_bert4x_forward", (None,))[0] != key:
-        model._bert4x_forward = (key, runtime.jit(model))
-    compiled = model._bert4x_forward[1]
+    # The cache lives on the model, as Keras' own predict_function does; a table here would keep every model alive for
+    # ever.
+    if not hasattr(model, "_bert4x_forward"):
+        model._bert4x_forward = runtime.jit(model)
+    compiled = model._bert4x_forward
     return (lambda inputs: keras.tree.map_structure(runtime.to_numpy, compiled(inputs))), keras.tree

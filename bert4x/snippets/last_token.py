@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bert4x.snippets.inference import BUCKETS
-from bert4x.snippets.padding import bucket_length, sequence_padding
+from bert4x.snippets.inference import bucket, power_of_two
+from bert4x.snippets.padding import sequence_padding
 
 
 class LastToken:
@@ -29,7 +29,7 @@ class LastToken:
         self.model = model
         # A table of positions may end between two buckets.
         self._longest = getattr(getattr(model, "builder", None), "max_position", None) or 0
-        self._compiled, self._weights = None, None
+        self._compiled = None
 
     def predict(self, inputs):
         """Outputs at the last token.
@@ -52,19 +52,17 @@ class LastToken:
         rows = len(array)
         if i in self._sequences:
             length = array.shape[1]
-            size = max(bucket_length([length], BUCKETS), length)
+            size = bucket(length)
             size = min(size, self._longest) if length <= self._longest else size
             array = sequence_padding(array.astype("int32"), size)
-        spare = (1 << (rows - 1).bit_length()) - rows
+        spare = power_of_two(rows) - rows
         return np.concatenate([array, array[:1].repeat(spare, axis=0)])
 
     def _forward(self):
-        """The compiled model; compiled again when its weights are other objects (LoRA, int8)."""
         from bert4x.backend import runtime
 
-        weights = tuple(id(weight) for weight in self.model.weights)
-        if self._weights != weights:
-            self._compiled, self._weights = runtime.jit(self._at, model=self.model), weights
+        if self._compiled is None:
+            self._compiled = runtime.jit(self._at, model=self.model)
         return self._compiled
 
     def _at(self, position, *inputs):

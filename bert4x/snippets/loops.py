@@ -16,6 +16,18 @@ ABSENT_SCORE = -1e9  # of a hypothesis that does not exist
 NEVER = 2**30  # the step of an event that did not occur
 
 
+def empty_cache(step, batch, slots):
+    """The caches of a step model before anything is written: {name: zeros [batch, slots, ...]}."""
+    caches = [x for x in step.inputs if x.name.startswith(("key_", "value_"))]
+    return {x.name: ops.zeros((batch, slots, *x.shape[2:]), x.dtype) for x in caches}
+
+
+def further_inputs(step):
+    """Names of what a step model takes besides tokens, their segments and positions, slots and caches."""
+    own = ("token", "segment", "position", "start", "padding")
+    return [x.name for x in step.inputs if x.name not in own and not x.name.startswith(("key_", "value_"))]
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """What is compiled into a loop; all else is in the feeds.
@@ -57,11 +69,7 @@ class Loop:
         """Prefill: (state, logits [N, V]) after the prompts."""
         tokens, spare = feeds["prompt"]["token"], feeds["spare"]
         (batch, length), slots = tokens.shape, tokens.shape[1] + spare.shape[0]
-        cache = {
-            x.name: ops.zeros((batch, slots, *x.shape[2:]), x.dtype)
-            for x in self.step.inputs
-            if x.name.startswith(("key_", "value_"))
-        }
+        cache = empty_cache(self.step, batch, slots)
         made = self._call({**feeds["prompt"], **feeds["same"], **cache}, feeds["padding"], 0)
         made = {name: self.spread(x) for name, x in made.items()}
         logits = made.pop("logits")

@@ -3,8 +3,7 @@
 import numpy as np
 
 from bert4x.snippets.filters import uniform_numbers
-from bert4x.snippets.inference import BUCKETS
-from bert4x.snippets.padding import bucket_length
+from bert4x.snippets.inference import bucket, power_of_two
 
 
 def padded_left(rows, size, batch):
@@ -20,16 +19,6 @@ def filled(array, batch):
     """The last row repeated until there are `batch`."""
     array = np.asarray(array)
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
-
-
-def power_of_two(count):
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
-
-
-def bucket(length):
-    """The padded length for this length: one of few, up to the longest bucket."""
-    return max(bucket_length([length], BUCKETS), length)
 
 
 def padded_right(rows, batch):

@@ -3,7 +3,9 @@
 import numpy as np
 
 from bert4x.backend import ops, runtime
-from bert4x.snippets.requests import bucket, check_tables, checked_count, checked_prompts, prompt_feeds
+from bert4x.snippets.inference import bucket
+from bert4x.snippets.loops import empty_cache, further_inputs
+from bert4x.snippets.requests import check_tables, checked_count, checked_prompts, prompt_feeds
 
 
 class SpeculativeGenerator:
@@ -64,9 +66,6 @@ class SpeculativeGenerator:
         return drafted
 
 
-_INPUTS = ("token", "segment", "position", "start", "padding", "key_", "value_")
-
-
 class _Writer:
     """A model with a cache for one prompt.
 
@@ -78,7 +77,7 @@ class _Writer:
         if not hasattr(self.builder, "build_step"):
             raise TypeError(f"target and draft must be models of build_transformer_model; got {type(source).__name__}")
         self.step = self.builder.build_step()
-        others = [x.name for x in self.step.inputs if not x.name.startswith(_INPUTS)]
+        others = further_inputs(self.step)
         if others:
             raise ValueError(
                 "speculative decoding takes models that read tokens, segments and positions only; this "
@@ -96,11 +95,7 @@ class _Writer:
         self._feeds = prompt_feeds([prompt], segments, None, self.step.input, next_segment=following)
         check_tables(self._feeds, self.builder, max_new_tokens)
         self._slots, self.known = self._feeds["prompt"]["token"].shape[1], 0
-        self._cache = {
-            x.name: ops.zeros((1, bucket(self._slots + max_new_tokens), *x.shape[2:]), x.dtype)
-            for x in self.step.inputs
-            if x.name.startswith(("key_", "value_"))
-        }
+        self._cache = empty_cache(self.step, 1, bucket(self._slots + max_new_tokens))
         return _checked(self._call(self._feeds["prompt"], 0)[-1:], 0)[0]
 
     def write(self, tokens, place):

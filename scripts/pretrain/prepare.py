@@ -127,7 +127,10 @@ def prepare(paths, vocab, output, *, length=128, shards=8, segmenter="jieba", he
     tasks = [(output / shard_name(*key), texts) for key, texts in plan(files, shards, held_out).items()]
     tasks = [task for task in tasks if not task[0].exists()]
     work = functools.partial(write_one, vocab=str(vocab), length=length, segmenter=segmenter)
-    results = parallel_apply_generator(work, tasks, workers, 2 * workers, random_seeds=False)
+    # "spawn": a fork of a process that runs JAX, which starts threads, may hang.
+    results = parallel_apply_generator(
+        work, tasks, workers, 2 * workers, random_seeds=False, start_method="spawn"
+    )
     counts = [count for _, count in tqdm(results, total=len(tasks), unit="shard", desc=str(output))]
     return tuple(map(sum, zip(*counts, strict=True))) if counts else (0, 0)
 
