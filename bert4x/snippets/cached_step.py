@@ -22,6 +22,8 @@ class CachedStep:
 
     `predict` takes the whole sequences at each call, as the full model does. Rows that are those of the last call with
     one token more, in any order and number (a beam), cost one step of one token; all others a pass over the sequence.
+    Only a token 0 that is written counts here, where a full model with mask_zero masks it as padding: the decoder's
+    banned_ids=[0] forbids it.
 
     Raises: TypeError for a model that has no step graph, such as one with layers put on top.
     """

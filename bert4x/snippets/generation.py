@@ -93,6 +93,8 @@ class Generator:
         if self.end_ids and self.end_ids[-1] >= vocab_size:
             raise ValueError(f"end_id must be below the number of logits, {vocab_size}; got {self.end_ids[-1]}")
         self.start_id, self.filler_id = checked_count("start_id", start_id, 0), checked_count("filler_id", filler_id, 0)
+        if self.filler_id >= vocab_size:  # the model reads it, if only in rows that have ended
+            raise ValueError(f"filler_id must be below the number of logits, {vocab_size}; got {self.filler_id}")
         self.tokenizer = tokenizer
         self._compiled = {}
 
@@ -117,8 +119,8 @@ class Generator:
         """Continuations of a batch of prompts.
 
         Args:
-            prompts: ragged list of lists of token ids; for an encoder-decoder those of the encoder (or, for a decoder
-                alone, its states as arrays [C, D]).
+            prompts: ragged list of lists of token ids, without padding; for an encoder-decoder those of the encoder
+                (or, for a decoder alone, its states as arrays [C, D]).
             max_new_tokens: at most so many tokens per continuation, the end token counted.
             strategy: `Greedy()` (the default), `Sample(...)` or `Beam(...)`.
             processors: of the logits, such as `RepetitionPenalty`; in transformers' order, whatever the order given.
@@ -137,8 +139,8 @@ class Generator:
                 divided by length ** length_penalty).
         Returns: a list of token ids per prompt, the end token included; with n > 1 a list of n such lists. With
             return_scores a pair (tokens, scores) of such lists.
-        Raises: ValueError for empty prompts, prompts that exceed the position table, NaN logits, or a step in which no
-            token is allowed.
+        Raises: ValueError for prompts that are empty, padded, or exceed the position table, for NaN logits, or a step
+            in which no token is allowed.
         """
         request = self._request(
             prompts, max_new_tokens, strategy, processors, n, segments=segments, next_segment=next_segment,
@@ -187,22 +189,19 @@ class Generator:
         checked_count("max_new_tokens", max_new_tokens, 0)
         checked_count("n", n, 1)
         strategy = Greedy() if strategy is None else checked_strategy(strategy)
-        chain = Chain.in_order([processors] if isinstance(processors, Processor) else processors)
+        chain = Chain.in_order([processors] if isinstance(processors, Processor) else processors or ())
         chain.check(self.step.output["logits"].shape[-1])
         count, batch = counted(prompts), power_of_two(len(prompts))
-        self._check_inputs(inputs or {}, count, segment=segments, position=positions)
+        self._check_inputs(inputs or {}, count, segments=segments, next_segment=next_segment, positions=positions)
         same = {name: filled(x, batch) for name, x in (inputs or {}).items()}
-        vocab_size = getattr(self.builder, "vocab_size", None)
         if self._context_model is not None:
-            same |= self._context(prompts, vocab_size)
-            prompts = decoder_prompts or [[self.start_id]] * count
+            same |= self._context(prompts)
+            prompts = [[self.start_id]] * count if decoder_prompts is None else decoder_prompts
         elif decoder_prompts is not None:
             raise ValueError("decoder_prompts are for encoder-decoders and decoders; this model has no encoder")
         if len(prompts) != count:
             raise ValueError(f"decoder_prompts must be one per prompt; got {len(prompts)} for {count} prompts")
-        prompts = checked_prompts(
-            prompts, getattr(self.builder, "position_limit", None), max_new_tokens, vocab_size=vocab_size
-        )
+        prompts = checked_prompts(prompts, self.builder, max_new_tokens)
         loop = self._loop(strategy, chain, n, scored)
         feeds = prompt_feeds(
             prompts, segments, positions, self.step.input,
@@ -223,11 +222,12 @@ class Generator:
             return BeamLoop(self.step, chain, strategy.size, scored, strategy.early_stopping)
         return SampleLoop(self.step, chain, n, scored, strategy)
 
-    def _context(self, sources, vocab_size):
+    def _context(self, sources):
         """Keys, values and mask of the encoder states of these prompts."""
         wanted = self._context_model.inputs[0]
         if len(wanted.shape) == 2:
-            sources = checked_ids(sources, vocab_size)
+            builder = self.builder
+            sources = checked_ids(sources, builder.vocab_size, pads=getattr(builder, "mask_zero", False))
         else:
             check_states(sources, wanted.shape[-1])
         array, mask = padded_right(sources, power_of_two(len(sources)))
@@ -241,9 +241,9 @@ class Generator:
         for name, array in inputs.items():
             if np.shape(array)[:1] != (count,):
                 raise ValueError(f"inputs must have a row per prompt; {name} is {np.shape(array)} for {count} prompts")
-        for role, given in roles.items():
-            if given is not None and role not in self.step.input:
-                raise ValueError(f"{role}s were given, but the model has no such input: leave them out")
+        for name, given in roles.items():
+            if given is not None and name.removeprefix("next_").removesuffix("s") not in self.step.input:
+                raise ValueError(f"{name} cannot be given: the model has no such input; leave it out")
 
     # ---- compiled parts --------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class Generator:
         """Raise for logits that were NaN, and for a step in which nothing was allowed."""
         nan, empty = int(state["nan_step"]), int(state["empty_step"])
         if nan != NEVER:
-            raise ValueError(f"logits must be numbers; those of step {nan} (from 0) have NaN. Check the weights.")
+            raise ValueError(f"logits must be numbers; those of step {nan} (from 0) have NaN or +inf. Check the weights.")
         if empty != NEVER:
             raise ValueError(
                 f"at least one token must be allowed; in step {empty} (from 0) all logits are at or below {ABSENT:g}. "

@@ -40,8 +40,11 @@ def counted(prompts):
     return len(prompts)
 
 
-def checked_ids(prompts, vocab_size=None):
-    """Lists of token ids, none empty and no id beyond the vocabulary."""
+def checked_ids(prompts, vocab_size=None, *, pads=False):
+    """Lists of token ids, none empty and no id beyond the vocabulary.
+
+    pads: id 0 is the model's padding, which its full graph masks after the first position, and a step does not.
+    """
     counted(prompts)
     for i, prompt in enumerate(prompts):
         nested = isinstance(prompt, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in prompt)
@@ -55,6 +58,11 @@ def checked_ids(prompts, vocab_size=None):
                 f"token ids must be at least 0 and below the vocabulary of {vocab_size}; prompt {i} has {ids.min()} to "
                 f"{ids.max()}. Do the tokenizer and the model belong together?"
             )
+        if pads and not ids[1:].all():
+            raise ValueError(
+                f"token 0 is the padding of this model, and prompts take none: they may be of any lengths; prompt {i} "
+                f"is {ids.tolist()!r:.80}. Pass lists without padding."
+            )
     return [np.asarray(prompt).tolist() for prompt in prompts]
 
 
@@ -65,9 +73,10 @@ def check_states(prompts, width):
         raise ValueError(f"prompts of a decoder alone must be arrays [C, {width}] of encoder states; got {shapes}")
 
 
-def checked_prompts(prompts, limit, max_new_tokens, *, vocab_size=None):
-    """Lists of ids, after a check of their lengths against the position table."""
-    prompts = checked_ids(prompts, vocab_size)
+def checked_prompts(prompts, builder, max_new_tokens):
+    """Lists of ids, after a check of their values and of their lengths against the position table."""
+    limit = getattr(builder, "position_limit", None)
+    prompts = checked_ids(prompts, getattr(builder, "vocab_size", None), pads=getattr(builder, "mask_zero", False))
     longest = max(map(len, prompts))
     # The last token written is not fed again.
     if limit is not None and longest + max_new_tokens - 1 > limit:
@@ -88,7 +97,10 @@ def checked_count(name, value, least):
 
 def companions(name, rows, prompts):
     """Ids beside the tokens of the prompts (segments, positions): as many per prompt."""
-    rows = [[int(i) for i in row] for row in rows]
+    arrays = [np.asarray(row) for row in rows]
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in arrays if array.size):
+        raise ValueError(f"{name} must be lists of integers, one per prompt token; got {rows!r:.80}")
+    rows = [array.tolist() for array in arrays]
     if [len(row) for row in rows] != [len(prompt) for prompt in prompts]:
         raise ValueError(
             f"{name} must have one number per prompt token; got {[len(row) for row in rows]} for prompts of "

@@ -88,8 +88,7 @@ class _Writer:
 
     def begin(self, prompt, segments, max_new_tokens):
         """The first token after the prompt, whose keys and values begin a new cache."""
-        limit, size = getattr(self.builder, "position_limit", None), getattr(self.builder, "vocab_size", None)
-        (prompt,) = checked_prompts([prompt], limit, max_new_tokens, vocab_size=size)
+        (prompt,) = checked_prompts([prompt], self.builder, max_new_tokens)
         segments = None if segments is None else [segments]
         following = getattr(self.builder, "next_segment", None)
         self._feeds = prompt_feeds([prompt], segments, None, self.step.input, next_segment=following)

@@ -42,8 +42,9 @@ WRONG = {
     "length 1.5": ({"new": 1.5}, "max_new_tokens must be an integer"),
     "n": ({"n": 0}, "n must be an integer of at least 1; got 0"),
     "unknown inputs": ({"inputs": {"Mood": np.zeros((3, 2))}}, r"inputs must be \[\], as.*got \['Mood'\]"),
-    "segments": ({"segments": [[0] * 5, [0] * 2, [0] * 4]}, "segments were given, but the model has no such input"),
-    "positions": ({"positions": [[0] * 5, [0] * 2, [0] * 4]}, "positions were given"),
+    "segments": ({"segments": [[0] * 5, [0] * 2, [0] * 4]}, "segments cannot be given: the model has no such input"),
+    "next_segment": ({"next_segment": 1}, "next_segment cannot be given"),
+    "positions": ({"positions": [[0] * 5, [0] * 2, [0] * 4]}, "positions cannot be given"),
     "decoder prompts": ({"decoder_prompts": [[0]] * 3}, "no encoder"),
     "bad words": ({"processors": [BadWords([[17]])]}, "below the number of logits"),
     "stop strings of a beam": ({"strategy": Beam(2), "stop_strings": ["a"]}, "not Beam"),
@@ -51,6 +52,7 @@ WRONG = {
     "all banned": ({"on_logits": lambda logits, rows: logits - np.inf}, "in step 0.*on_logits"),
     "nothing returned": ({"on_logits": lambda logits, rows: None}, r"must return logits \(3, 17\).*got \(\)"),
     "other shape": ({"on_logits": lambda logits, rows: logits[:1]}, r"must return logits \(3, 17\).*got \(1, 17\)"),
+    "infinity": ({"on_logits": lambda logits, rows: logits + np.inf}, "step 0 .from 0. have NaN or .inf"),
     "NaN of a hook": ({"on_logits": lambda logits, rows: logits * np.nan}, "step 0 .from 0. have NaN"),
 }
 
@@ -75,7 +77,11 @@ def test_wrong_requests(wrong):
         ("bert unilm, condition", {"inputs": {"Condition": np.zeros((2, 5))}}, r"Condition is \(2, 5\) for 3 prompts"),
         ("bert lm, positions", {"positions": [[0], [1], [2]]}, "positions must have one number per prompt token"),
         ("t5.1.1", {"prompts": ["Hello"]}, "prompt 0 is 'Hello'"),
+        ("bert lm, positions", {"positions": [[0.5] * 5, [0] * 2, [0] * 4]}, "positions must be lists of integers"),
         ("t5.1.1", {"prompts": [[]]}, "prompt 0 has none"),
+        ("t5.1.1", {"prompts": np.array([[3, 4, 5], [4, 0, 0]])}, r"token 0 is the padding.*prompt 1 is \[4, 0, 0\]"),
+        ("t5.1.1", {"decoder_prompts": [[0], [0, 4], [0, 0]]}, "token 0 is the padding.*prompt 2"),
+        ("t5.1.1", {"decoder_prompts": []}, "one per prompt; got 0 for 3"),
         ("t5.1.1", {"decoder_prompts": [[0]]}, "one per prompt; got 1 for 3"),
         ("t5.1.1_decoder", {"prompts": [[3, 4]]}, r"arrays \[C, 12\] of encoder states"),
     ],
@@ -131,11 +137,21 @@ def test_the_step_of_trouble_is_named():
         generate("gpt2", on_logits=lambda logits, rows: logits - np.inf if len(rows[0][1]) == 2 else logits)
 
 
+def test_prompts_may_be_arrays(monkeypatch):
+    oracle.uncompiled(monkeypatch)
+    generator = Generator(case_of("t5.1.1").builder)
+    want = generator.generate([[3, 4], [5, 6]], 4, decoder_prompts=[[0, 7], [0, 9]], processors=None)
+    assert generator.generate(np.array([[3, 4], [5, 6]]), 4, decoder_prompts=np.array([[0, 7], [0, 9]])) == want
+    assert generate("gpt2", 2, prompts=np.array([[3, 0, 0]])) == generate("gpt2", 2, prompts=[[3, 0, 0]])  # tokens there
+
+
 def test_models_without_a_position_table_go_on():
     assert len(generate("llama", 20, prompts=[[3] * 20, [4], [5]])[0][0]) == 20
 
 
 def test_wrong_generators():
+    with pytest.raises(ValueError, match="filler_id must be below the number of logits, 17; got 17"):
+        Generator(case_of("gpt2").builder, filler_id=17)
     with pytest.raises(TypeError, match="object with build_step; got Sequential. After load_model, build the model"):
         Generator(keras.Sequential())
     with pytest.raises(ValueError, match="an encoder does not generate"):
