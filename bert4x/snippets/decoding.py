@@ -1,6 +1,7 @@
 """Generating a sequence token by token: `AutoRegressiveDecoder`, with beam search and sampling."""
 
 import functools
+from numbers import Integral
 
 import numpy as np
 
@@ -31,17 +32,21 @@ class AutoRegressiveDecoder:
 
     Args:
         start_id: token that every output starts with; None for none.
-        end_id: token that ends an output.
+        end_id: token that ends an output; None (or -1, as old scripts say) for none.
         maxlen: most tokens generated, the end token counted, the start token not.
         minlen: fewest tokens generated, counted likewise: before that the end token cannot end an output.
         banned_ids: tokens never generated, such as those of [PAD], [UNK] and [CLS].
     """
 
     def __init__(self, start_id, end_id, maxlen, minlen=1, *, banned_ids=()):
+        _check_integers(maxlen=maxlen, minlen=minlen)
         if maxlen < 0 or minlen > max(maxlen, 1):
             raise ValueError(f"maxlen must be at least 0 and minlen at most maxlen; got {maxlen} and {minlen}.")
+        end_id = -1 if end_id is None else end_id
         self.start_id, self.end_id, self.maxlen, self.minlen = start_id, end_id, maxlen, minlen
         self.banned_ids = [int(i) for i in banned_ids]
+        if min(self.banned_ids, default=0) < 0:
+            raise ValueError(f"banned_ids must be token ids of at least 0; got {min(self.banned_ids)}.")
         self.first_output_ids = np.array([[] if start_id is None else [start_id]], dtype="int32")
         self._last_tokens = {}
 
@@ -189,8 +194,11 @@ class AutoRegressiveDecoder:
             raise ValueError(f"Predictions must be numbers; in step {step} (from 0) some are NaN. Check the model.")
         never = 0.0 if rtype == "probas" else -np.inf
         p = np.array(p, dtype="float64")
+        largest = max(self.end_id, *self.banned_ids, -1)
+        if largest >= p.shape[1]:
+            raise ValueError(f"end_id and banned_ids must be below {p.shape[1]}, what predict returns; got {largest}.")
         p[:, self.banned_ids] = never
-        if step + 1 < self.minlen:
+        if step + 1 < self.minlen and self.end_id >= 0:
             p[self._count_ends(beam.output_ids) >= min_ends - 1, self.end_id] = never
         for row, ids in zip(p, beam.output_ids, strict=True):
             choice = None if allowed is None else allowed(ids)
@@ -299,7 +307,14 @@ def _check_rtype(rtype):
         raise ValueError(f"rtype must be 'probas' or 'logits'; got {rtype!r}.")
 
 
+def _check_integers(**numbers):
+    for name, number in numbers.items():
+        if not isinstance(number, Integral):
+            raise TypeError(f"{name} must be an integer; got {number!r}.")
+
+
 def _check_positive(**numbers):
+    _check_integers(**numbers)
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1; got {number}.")

@@ -310,7 +310,9 @@ class Generator:
         """Raise for logits that were NaN, and for a step in which nothing was allowed."""
         nan, empty = int(state["nan_step"]), int(state["empty_step"])
         if nan != NEVER:
-            raise ValueError(f"logits must be numbers; those of step {nan} (from 0) have NaN or +inf. Check the weights.")
+            raise ValueError(
+                f"logits must be numbers; those of step {nan} (from 0) have NaN or +inf. Check the weights and on_logits."
+            )
         if empty != NEVER:
             raise ValueError(
                 f"at least one token must be allowed; in step {empty} (from 0) all logits are at or below {ABSENT:g}. "

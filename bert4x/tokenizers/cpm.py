@@ -26,7 +26,7 @@ def jieba_words(text):
     except ImportError as error:
         raise ImportError(
             'CPMTokenizer cuts texts into words with jieba: pip install "bert4x[cpm]". With another segmenter, or '
-            "pre_tokenize=lambda text: [text] for none, it works without, but gives the model ids unlike those it was "
+            "pre_tokenize=None for none, it works without, but gives the model ids unlike those it was "
             "trained on."
         ) from error
     return jieba.lcut(text)
@@ -40,8 +40,8 @@ class CPMTokenizer(SpTokenizer):
 
     Args:
         sp_model_path: path of the .model file (either release), or a directory with one.
-        pre_tokenize: function text -> list of words that joined are the text; jieba's accurate mode by default. The
-            ids depend on it, so the results of the model do too.
+        pre_tokenize: function text -> list of words that joined are the text; jieba's accurate mode by default, None
+            for none. The ids depend on it, so the results of the model do too.
         options: as in `SpTokenizer`.
     """
 
@@ -60,7 +60,8 @@ class CPMTokenizer(SpTokenizer):
         return super().decode(None, tokens=shown).translate(_SHOWN)
 
     def _joined(self, text):
-        return " ".join(word.translate(_HIDDEN) for word in self._pre_tokenize(text))
+        words = [text] if self._pre_tokenize is None else self._pre_tokenize(text)
+        return " ".join(word.translate(_HIDDEN) for word in words)
 
     def _pieces(self, text):
         pieces = self._sp_model.encode_as_pieces(self._joined(text))

@@ -1,6 +1,7 @@
 """The course of every conversion: command line, reading, writing aside with a progress bar, check, rename."""
 
 import argparse
+import glob
 import json
 import math
 import os
@@ -82,6 +83,8 @@ def read_json(arguments):
     if arguments.config is None:
         near = [folder_of(arguments.source) / name for name in CONFIGS]
         paths = [path for path in near if path.is_file()]
+        if not paths and not glob.glob(glob.escape(str(arguments.source)) + "*"):
+            raise FileNotFoundError(f"{arguments.source} does not exist, nor any file whose name begins so")
         if len(paths) != 1:
             raise ValueError(f"found {len(paths)} of {', '.join(CONFIGS)} in {near[0].parent}; give --config")
         arguments.config = paths[0]

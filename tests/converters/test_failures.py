@@ -170,8 +170,11 @@ def test_unclear_family_and_configuration(bert):
     with pytest.raises(ValueError, match="model_type"):
         convert("huggingface_google", source, bert.output)
     (source / "bert_config.json").unlink()
-    with pytest.raises(ValueError, match="give --config"):
-        convert("huggingface_google", source, bert.output)
+    for path in (source, source / "bert_model.ckpt"):
+        with pytest.raises(ValueError, match="give --config"):
+            convert("huggingface_google", path, bert.output)
+    with pytest.raises(FileNotFoundError, match="sauce does not exist"):
+        convert("huggingface_google", bert.folder / "sauce", bert.output)
 
 
 PROGRAMS = sorted(

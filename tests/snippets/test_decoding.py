@@ -342,6 +342,16 @@ def test_maxlen_zero():
     assert [ids.tolist() for ids in Fake(7, END, 0).random_sample([], 2)] == [[7], [7]]
 
 
+@pytest.mark.parametrize("end", [None, -1])
+def test_without_an_end_token_all_is_written(end):
+    for minlen in (1, 3):
+        decoder = Fake(None, end, maxlen=3, minlen=minlen)
+        best = max(itertools.product(range(SIZE), repeat=3), key=score)
+        assert tuple(decoder.beam_search([], SIZE**3)) == best
+        assert {len(ids) for ids in decoder.random_sample([], 20, seed=0)} == {3}
+        assert SIZE - 1 in np.concatenate(decoder.random_sample([], 50, seed=0))
+
+
 def test_wrong_arguments():
     decoder = Fake(None, END, maxlen=3)
     for call, match in [
@@ -354,9 +364,15 @@ def test_wrong_arguments():
         (lambda: decoder.random_sample([], 1, allowed=lambda ids: []), "in step 0 .* all are forbidden"),
         (lambda: Fake(None, END, 3, 4), "minlen at most maxlen"),
         (lambda: Fake(None, END, -1), "maxlen must be at least 0"),
+        (lambda: Fake(None, END, 3, banned_ids=[-1]), "banned_ids must be .* at least 0; got -1"),
+        (lambda: Fake(None, END, 3, banned_ids=[1, SIZE]).beam_search([], 1), f"below {SIZE}, .* got {SIZE}"),
+        (lambda: Fake(None, 9, 3).random_sample([], 1), f"end_id .* below {SIZE}, .* got 9"),
         (lambda: AutoRegressiveDecoder.wraps("tokens"), "'probas' or 'logits'"),
     ]:
         with pytest.raises(ValueError, match=match):
+            call()
+    for call in (lambda: decoder.beam_search([], 2.5), lambda: Fake(None, END, 3.0), lambda: Fake(None, END, 3, "1")):
+        with pytest.raises(TypeError, match="must be an integer; got"):
             call()
     with pytest.raises(NotImplementedError, match="must define predict"):
         AutoRegressiveDecoder(None, END, 3).beam_search([], 1)
