@@ -311,7 +311,7 @@ class Generator:
         nan, empty = int(state["nan_step"]), int(state["empty_step"])
         if nan != NEVER:
             raise ValueError(
-                f"logits must be numbers; those of step {nan} (from 0) have NaN or +inf. Check the weights and on_logits."
+                f"logits must be numbers; those of step {nan} (from 0) have NaN or +inf. Check weights and on_logits."
             )
         if empty != NEVER:
             raise ValueError(

@@ -52,6 +52,8 @@ class SpeculativeGenerator:
             # What the target writes after each of the drafted tokens, and before the first.
             written = self._target.write(text[-1:] + drafted, len(text) - 1)
             agreed = next((i for i, token in enumerate(drafted) if token != written[i]), len(drafted))
+            if drafted:  # what was right stays in the draft's cache; it has not read the last one yet
+                self._draft.known = len(text) + min(agreed, len(drafted) - 1)
             text += written[: agreed + 1]
             self.passes += 1
         return text[: text.index(self.end_id) + 1] if self.end_id in text else text
@@ -61,8 +63,6 @@ class SpeculativeGenerator:
         for place in range(len(text), len(text) + count):
             drafted += self._draft.write(new, place - len(new))[-1:]
             new = drafted[-1:]
-        if count:
-            self._draft.known = len(text)  # the drafted tokens may be wrong: what follows is written anew
         return drafted
 
 

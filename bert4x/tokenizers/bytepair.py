@@ -198,8 +198,11 @@ def _load(path, merges_path, config):
         raise FileNotFoundError(path)  # the library's own error is a bare Exception
     if merges_path is not None:
         return _gpt2(tokenizers, path, os.fspath(merges_path))
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError:
+        text = ""  # no text at all, such as a .model file
     model = _model_of(text)
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE":

@@ -142,8 +142,8 @@ def test_prompts_may_be_arrays(monkeypatch):
     generator = Generator(case_of("t5.1.1").builder)
     want = generator.generate([[3, 4], [5, 6]], 4, decoder_prompts=[[0, 7], [0, 9]], processors=None)
     assert generator.generate(np.array([[3, 4], [5, 6]]), 4, decoder_prompts=np.array([[0, 7], [0, 9]])) == want
-    # Token 0 of a GPT2 is a token.
-    assert generate("gpt2", 2, prompts=np.array([[3, 0, 0]])) == generate("gpt2", 2, prompts=[[3, 0, 0]])
+    generator = Generator(case_of("gpt2").builder)  # whose token 0 is a token
+    assert generator.generate(np.array([[3, 0, 0]]), 2) == generator.generate([[3, 0, 0]], 2)
 
 
 def test_models_without_a_position_table_go_on():

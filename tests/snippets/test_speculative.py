@@ -45,6 +45,15 @@ def test_a_perfect_draft_saves_passes(target):
     assert speculative.generate(PROMPT[:2], 0) == []
 
 
+def test_the_draft_reads_each_token_once(target, monkeypatch):
+    """A perfect draft reads all but the last two tokens, one or two at a time: few shapes to compile."""
+    speculative, counts = SpeculativeGenerator(target, target, draft_tokens=4), []
+    write = speculative._draft.write
+    monkeypatch.setattr(speculative._draft, "write", lambda *given: counts.append(len(given[0])) or write(*given))
+    assert len(speculative.generate(PROMPT, 21)) == 21
+    assert set(counts) == {1, 2} and sum(counts) == 19
+
+
 def test_different_vocabularies(target):
     with pytest.raises(ValueError, match="same vocabulary; got 17 and 18"):
         SpeculativeGenerator(target, build(vocab_size=18))

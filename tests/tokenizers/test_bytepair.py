@@ -244,6 +244,9 @@ def test_wrong_files(tmp_path, gpt2_folder):
         BpeTokenizer(gpt2_folder / "vocab.json")
     with pytest.raises(ValueError, match="has None"):
         BpeTokenizer(gpt2_folder / "merges.txt")
+    (tmp_path / "spiece.model").write_bytes(b"\n\x0e\xc0\xff")
+    with pytest.raises(ValueError, match="has None.*SpTokenizer .model files"):
+        BpeTokenizer(tmp_path / "spiece.model")
     (tmp_path / "tokenizer.json").unlink()
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((gpt2_folder / name).read_bytes())
