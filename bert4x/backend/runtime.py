@@ -193,6 +193,17 @@ def _torch_value_and_grad(function, x, differentiable):
     return (value, aux), tree.pack_sequence_as(x, gradient)
 
 
+def with_gradient(function):
+    """Decorator for a function of tensors that returns (value, gradient of it), where autodiff would be slow.
+
+    gradient(upstream) returns the gradients of the arguments; it may be differentiated again. torch, which runs a
+    loop's backward pass as fast as any other loop, differentiates the function itself.
+    """
+    if _BACKEND == "torch":  # Keras' form for torch has no second derivative
+        return lambda *tensors: function(*tensors)[0]
+    return ops.custom_gradient(function)
+
+
 def train_step(model, loss_and_outputs, *arguments):
     """The `train_step` of a Keras model, with other words for its forward pass and loss.
 

@@ -2,13 +2,16 @@
 
 from bert4x.layers.attention import MultiHeadAttention
 from bert4x.layers.base import Layer
+from bert4x.layers.crf import ConditionalRandomField
 from bert4x.layers.embedding import Add, Concatenate1D, Embedding
 from bert4x.layers.exposure import ExpectedEmbedding, HighestScores, PreviousOutputs, RandomReplacement
 from bert4x.layers.feedforward import FeedForward
 from bert4x.layers.initializers import DepthScaledNormal, TruncatedNormal
 from bert4x.layers.loss import Loss, SequenceCrossEntropy
 from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
+from bert4x.layers.memm import MaximumEntropyMarkovModel
 from bert4x.layers.norms import LayerNormalization, ScaleOffset
+from bert4x.layers.pointer import EfficientGlobalPointer, GlobalPointer
 from bert4x.layers.pooling import FirstToken, GlobalAveragePooling1D, GlobalMaxPooling1D
 from bert4x.layers.positions import (
     PositionEmbedding,
@@ -24,17 +27,21 @@ __all__ = [
     "CausalMask",
     "CombinedMask",
     "Concatenate1D",
+    "ConditionalRandomField",
     "DepthScaledNormal",
+    "EfficientGlobalPointer",
     "Embedding",
     "ExpectedEmbedding",
     "FeedForward",
     "FirstToken",
     "GlobalAveragePooling1D",
     "GlobalMaxPooling1D",
+    "GlobalPointer",
     "HighestScores",
     "Layer",
     "LayerNormalization",
     "Loss",
+    "MaximumEntropyMarkovModel",
     "MultiHeadAttention",
     "PositionEmbedding",
     "PreviousOutputs",

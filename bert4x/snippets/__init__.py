@@ -29,6 +29,7 @@ from bert4x.snippets.search import (
 )
 from bert4x.snippets.seed import set_seed
 from bert4x.snippets.semi_supervised import SemiSupervised
+from bert4x.snippets.viterbi import ViterbiDecoder
 
 __all__ = [
     "Attributions",
@@ -62,6 +63,7 @@ __all__ = [
     "TopK",
     "TopP",
     "Typical",
+    "ViterbiDecoder",
     "adversarial_training",
     "bucket_length",
     "convert_to_str",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.reference import chains
 from tests.reference import layers as reference
 
 SIZES = {"B": 2, "T": 5, "S": 4}
@@ -282,7 +283,33 @@ TRAINING = {
     ),
 }
 
+LOGITS = Input(("B", "T", 3))
+STRUCTURE = {
+    "ConditionalRandomField": Row({"lr_multiplier": 3}, [LOGITS], ("B", "T", 3), lambda w, m, x: x),
+    "ConditionalRandomField viterbi": Row(
+        {}, [LOGITS], ("B", "T"), chains.viterbi, call={"mode": "viterbi"}, dtype="int32"
+    ),
+    "MaximumEntropyMarkovModel": Row({"lr_multiplier": 3}, [LOGITS], ("B", "T", 3), lambda w, m, x: x),
+    "MaximumEntropyMarkovModel low rank": Row(
+        {"hidden_dim": 2}, [LOGITS], ("B", "T"),
+        lambda w, m, x: chains.viterbi({"trans": w["left"] @ w["right"].T}, m, x),
+        call={"mode": "viterbi"}, dtype="int32",
+    ),
+    "GlobalPointer": Row(
+        {"heads": 2, "head_size": 4, "tril_mask": False}, [Input(("B", "T", 8))], ("B", 2, "T", "T"),
+        lambda w, m, x: reference.global_pointer(w, x, 2),
+    ),
+    "GlobalPointer without positions": Row(
+        {"heads": 3, "head_size": 3, "tril_mask": False, "RoPE": False, "use_bias": False}, [Input(("B", "T", 8))],
+        ("B", 3, "T", "T"), lambda w, m, x: reference.global_pointer(w, x, 3, rotary=False),
+    ),
+    "EfficientGlobalPointer": Row(
+        {"heads": 2, "head_size": 4, "tril_mask": False}, [Input(("B", "T", 8))], ("B", 2, "T", "T"),
+        lambda w, m, x: reference.efficient_global_pointer(w, x),
+    ),
+}
+
 for _row in ATTENTION.values():
     _row.ignores = (1, 2)
 
-ROWS = {**ATTENTION, **POSITIONS, **REST, **TRAINING}
+ROWS = {**ATTENTION, **POSITIONS, **REST, **TRAINING, **STRUCTURE}

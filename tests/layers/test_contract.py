@@ -22,7 +22,10 @@ NOT_LAYERS = {  # and where they are tested
     "DepthScaledNormal": "an initialiser: tests/models/test_values.py",
 }
 LONGER = {"B": 3, "T": 7, "S": 6}
-HOLDS_DENSE = [name for name in ROWS if name in ("MultiHeadAttention", "FeedForward gated")]
+HOLDS_DENSE = [
+    name for name in ROWS
+    if name in ("MultiHeadAttention", "FeedForward gated", "GlobalPointer", "EfficientGlobalPointer")
+]
 USES_MASKS = [name for name, row in ROWS.items() if row.ignores]
 FLOATING = [name for name, row in ROWS.items() if row.dtype != "bool"]
 
@@ -242,7 +245,8 @@ def test_quantised_layers_save_and_load(name, tmp_path):
 @pytest.mark.parametrize("name", HOLDS_DENSE)
 def test_lora_layers_save_and_load(name, tmp_path):
     layer = built(name)
-    layer.out.enable_lora(2, lora_alpha=3)
+    dense = layer._dense_names[-1]
+    getattr(layer, dense).enable_lora(2, lora_alpha=3)
     randomize(layer, seed=5)
     model = model_of(name, layer)
     inputs = model_inputs(name)
@@ -251,7 +255,7 @@ def test_lora_layers_save_and_load(name, tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert_close(again(inputs), want, 0, name)
     inner = next(candidate for candidate in again.layers if candidate.name == layer.name)
-    assert (inner.out.lora_rank, inner.out.lora_alpha) == (2, 3)
+    assert (getattr(inner, dense).lora_rank, getattr(inner, dense).lora_alpha) == (2, 3)
     assert len(inner.trainable_variables) == len(layer.trainable_variables)
 
 

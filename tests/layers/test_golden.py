@@ -17,8 +17,8 @@ LATER = {
     "talking_heads", "synthesizer_dense", "synthesizer_factorized_dense", "synthesizer_random",
     "synthesizer_factorized_random", "synthesizer_mixture", "atrous_self_attention", "local_self_attention",
     "sparse_self_attention", "atrous_self_attention_causal", "local_self_attention_causal",
-    "sparse_self_attention_causal", "prefix_mask", "gau_squared_relu", "gau_softmax_plus", "global_pointer",
-    "efficient_global_pointer", "dgcnn_block_rate1", "dgcnn_block_rate2", "dgcnn_block_projected_rate1",
+    "sparse_self_attention_causal", "prefix_mask", "gau_squared_relu", "gau_softmax_plus",
+    "dgcnn_block_rate1", "dgcnn_block_rate2", "dgcnn_block_projected_rate1",
     "dgcnn_block_projected_rate2", "attention_pooling", "reading_vote", "focal_loss", "on_lstm_step_reverse_cumsum",
     "on_lstm_sequence_reverse_cumsum", "on_lstm_step_one_minus_cumax", "on_lstm_sequence_one_minus_cumax",
     "tree_induction", "vq", "vq_ema",
@@ -38,7 +38,8 @@ def unpacked(value):
     if isinstance(value, dict):
         shape, a, b, scale = value["probe"]
         return (scale * np.sin(a * np.arange(1, np.prod(shape) + 1) + b)).reshape(shape)
-    return np.array(value)
+    values = np.array(value)
+    return values.astype("float64") if values.dtype.kind == "U" else values  # "-inf" among the numbers
 
 
 class Case:
@@ -184,6 +185,16 @@ def feed_forward(case):
     return {"output": layer(x)}
 
 
+def pointer(case):
+    """A global pointer; where the file has minus infinity, any score below -1e4 is right."""
+    layer = getattr(layers, "GlobalPointer" if "w" in case.weights else "EfficientGlobalPointer")(**case.config)
+    layer(case.x())
+    layer.set_weights(list(case.weights.values()))
+    got, want = to_arrays(layer(case.x()))[0].astype("float64"), case.outputs["logits"]
+    got[got <= -1e4] = -np.inf
+    return {"logits": got.reshape(want.shape)}
+
+
 CHECKS = {
     "masked_softmax": masked_softmax,
     "mha_cross_sizes": cross_sizes,
@@ -203,6 +214,8 @@ CHECKS = {
     "cond_layer_norm_sequence": norm,
     "cond_layer_norm_hidden": norm,
     "gated_ffn": feed_forward,
+    "global_pointer": pointer,
+    "efficient_global_pointer": pointer,
 }
 
 

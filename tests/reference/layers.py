@@ -184,3 +184,23 @@ def pooled(x, mask, reduce):
         if mask[b].any():
             output[b] = reduce(x[b][mask[b]], axis=0)
     return output
+
+
+def global_pointer(w, x, count, rotary=True):
+    """Scores of the spans [start, end] for each type (layers.md 11): per type start vector, then end vector."""
+    both = heads(dense(x, w, "dense/"), count)
+    return spans(both[..., : both.shape[-1] // 2], both[..., both.shape[-1] // 2 :], rotary)
+
+
+def spans(starts, ends, rotary=True):
+    if rotary:
+        starts, ends = (rotated(part, range(part.shape[-2])) for part in (starts, ends))
+    return starts @ ends.swapaxes(-1, -2) / math.sqrt(starts.shape[-1])
+
+
+def efficient_global_pointer(w, x):
+    y = dense(x, w, "p_dense/")
+    t = dense(y, w, "q_dense/") / 2
+    shared = spans(y[..., 0::2], y[..., 1::2])
+    types = range(t.shape[-1] // 2)
+    return np.stack([shared + t[:, None, :, 2 * h] + t[:, :, None, 2 * h + 1] for h in types], axis=1)
