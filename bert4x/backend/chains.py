@@ -48,12 +48,12 @@ def _forward(emitted, moves, counts):
     """a_t up to a factor: sums over the labels before t. Time first: [T, B, L]."""
 
     def step(before, given):
-        here, real = given
+        here, real = given[..., :-1], given[..., -1:] > 0
         before = _normalized(before)
         after = ops.where(real, ops.maximum(ops.matmul(before, moves), _LEAST) * here, before)
         return after, after
 
-    _, after = ops.scan(step, emitted[0], (_next(emitted), _next(counts)))
+    _, after = ops.scan(step, emitted[0], _next(emitted, counts))
     return ops.concatenate([emitted[:1], after[:-1]], axis=0)
 
 
@@ -62,17 +62,22 @@ def _backward(emitted, moves, counts):
     backwards = ops.transpose(moves)
 
     def step(after, given):
-        here, real = given
+        here, real = given[..., :-1], given[..., -1:] > 0
         after = _normalized(after)
         before = ops.where(real, ops.maximum(ops.matmul(after * here, backwards), _LEAST), after)
         return before, before
 
-    _, before = ops.scan(step, ops.ones_like(emitted[0]), (_next(emitted), _next(counts)), reverse=True)
+    _, before = ops.scan(step, ops.ones_like(emitted[0]), _next(emitted, counts), reverse=True)
     return before
 
 
-def _next(x):
-    """What belongs to the step after each, and zeros after the last: a loop over it has at least one step."""
+def _next(x, counts):
+    """What belongs to the step after each, [T, B, L], and whether it counts, as the last column; zeros after the last.
+
+    With the zeros a loop over it has at least one step. In one tensor, since Keras' scan on TensorFlow takes only one
+    where the length is not known.
+    """
+    x = ops.concatenate([x, ops.cast(counts, x.dtype)], axis=-1)
     return ops.concatenate([x[1:], ops.zeros_like(x[:1])], axis=0)
 
 
@@ -116,13 +121,13 @@ def best_paths(scores, trans, mask, count=1):
     Shapes: scores [B, T, L], trans [L, L], mask bool [B, T], right padding only; returns paths int32 [B, K, T], 0 where
         masked, and their scores [B, K]; a path that does not exist, as K > L^n, has the score -1e30.
     """
-    counts = ops.transpose(mask)[..., None, None]
+    counts = ops.transpose(mask)[..., None]
     scores = ops.transpose(scores, (1, 0, 2))
     width = scores.shape[-1]
     stay = ops.reshape(ops.arange(width * count, dtype="int32"), (1, width, count))
 
     def step(carry, given):
-        (ways, _), (here, real) = carry, given
+        ways, here, real = carry[0], given[..., :-1], given[..., -1:, None] > 0
         arrivals = ops.reshape(ways[..., None] + trans[:, None, :], (-1, width * count, width))
         values, origins = _highest(arrivals, count)
         values = ops.where(real, ops.transpose(values, (0, 2, 1)) + here[..., None], ways)
@@ -132,7 +137,7 @@ def best_paths(scores, trans, mask, count=1):
     others = ops.full_like(ops.repeat(scores[0][..., None], count, axis=-1)[..., 1:], _NEVER)
     first = ops.concatenate([scores[0][..., None], others], axis=-1)
     start = first, ops.zeros_like(ops.cast(first, "int32")) + stay
-    (ways, _), (_, origins) = ops.scan(step, start, (_next(scores), _next(counts)))
+    (ways, _), (_, origins) = ops.scan(step, start, _next(scores, counts))
     values, ends = _highest(ops.reshape(ways, (-1, width * count, 1)), count)
     states = _traced(ops.reshape(origins, (ops.shape(origins)[0], -1, width * count)), ends[..., 0])
     paths = ops.transpose(states // count, (1, 2, 0))

@@ -29,6 +29,7 @@ from bert4x.snippets.search import (
 )
 from bert4x.snippets.seed import set_seed
 from bert4x.snippets.semi_supervised import SemiSupervised
+from bert4x.snippets.tagging import entities_to_tags, longest_match, read_entities, tags_to_entities
 from bert4x.snippets.viterbi import ViterbiDecoder
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "convert_to_str",
     "convert_to_unicode",
     "draw",
+    "entities_to_tags",
     "exhausted",
     "filter_min_p",
     "filter_top_k",
@@ -84,6 +86,7 @@ __all__ = [
     "is_string",
     "longest_common_subsequence",
     "longest_common_substring",
+    "longest_match",
     "lowercase_and_normalize",
     "open",
     "parallel_apply",
@@ -92,6 +95,7 @@ __all__ = [
     "plot_history",
     "predict_batched",
     "random_replacement",
+    "read_entities",
     "repeat_rows",
     "projected_gradient_descent",
     "save_attributions",
@@ -99,6 +103,7 @@ __all__ = [
     "set_seed",
     "strQ2B",
     "string_matching",
+    "tags_to_entities",
     "text_segmentate",
     "to_array",
     "truncate_sequences",

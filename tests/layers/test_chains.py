@@ -340,6 +340,25 @@ def test_low_rank_equals_full_rank(tolerance, tolerances):
     np.testing.assert_allclose(found["right"], moves.T @ left, atol=tolerances["gradient"])
 
 
+@pytest.mark.parametrize("kind", [ConditionalRandomField, MaximumEntropyMarkovModel])
+def test_graphs_of_unknown_length(kind, tolerance):
+    """TensorFlow makes one graph for free shapes when it has seen a few."""
+    layer = kind()
+    layer.build((None, None, 3))
+
+    def function(scores, labels, mask):
+        return runtime.value_and_grad(lambda x: ops.sum(layer.sparse_loss(labels, layer(x, mask=mask))), scores)
+
+    compiled = [runtime.jit(function, model=layer), runtime.jit(lambda x, m: layer.best(x, m, 2), model=layer)]
+    for rows, length in ((4, 5), (3, 4), (2, 3)):
+        arrays = [part[:rows, :length] for part in (SCORES, LABELS, MASK)]
+        got, want = to_arrays(compiled[0](*arrays)), to_arrays(function(*map(ops.convert_to_tensor, arrays)))
+        for one, two in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, two, atol=10 * tolerance)
+        paths = to_arrays(compiled[1](arrays[0], arrays[2]))[0]
+        np.testing.assert_array_equal(paths, to_arrays(layer.best(arrays[0], ops.convert_to_tensor(arrays[2]), 2))[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [ConditionalRandomField, MaximumEntropyMarkovModel])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
