@@ -5,7 +5,7 @@ import numpy as np
 from bert4x.snippets.padding import bucket_length, sequence_padding
 
 # Two lengths per octave: at most a third of a batch is padding, and 512 tokens need eleven shapes.
-BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+BUCKETS = tuple(2**n * half // 2 for n in range(4, 18) for half in (2, 3))  # 16, 24, 32, 48 ... 131072, 196608
 
 
 def bucket(length, buckets=BUCKETS):

@@ -61,7 +61,7 @@ def checked_ids(prompts, vocab_size=None, *, pads=False):
         if pads and not ids[1:].all():
             raise ValueError(
                 f"token 0 is the padding of this model, and prompts take none: they may be of any lengths; prompt {i} "
-                f"is {ids.tolist()!r:.80}. Pass lists without padding."
+                f"is {ids.tolist()!r:.80}. Pass lists without padding, or build the model with mask_zero=False."
             )
     return [np.asarray(prompt).tolist() for prompt in prompts]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bert4x.backend import keras, ops, runtime
 from bert4x.snippets import predict_batched
-from bert4x.snippets.inference import BUCKETS
+from bert4x.snippets.inference import BUCKETS, bucket
 
 SHAPES = []
 
@@ -146,3 +146,12 @@ def test_errors(model):
     with pytest.raises(ValueError, match="at most 4 tokens; got 5"):
         predict_batched(model, columns([5]), max_length=4)
     assert len(predict_batched(model, columns([5]), max_length=6)[0][0]) == 5
+
+
+def test_lengths_go_to_few_buckets():
+    """Long prompts of decoders without a position table included: each bucket is compiled anew."""
+    sizes = {length: bucket(length) for length in range(1, BUCKETS[-1] + 1, 7)}
+    assert all(length <= size for length, size in sizes.items()) and len(set(sizes.values())) == 28
+    assert all(size <= 1.5 * length for length, size in sizes.items() if length > 16)
+    assert BUCKETS[:5] == (16, 24, 32, 48, 64) and bucket(4097) == 6144
+    assert bucket(9, (4, 8)) == 9
