@@ -35,6 +35,8 @@ from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
 from bert4x.snippets import (
     BestWeights,
     DataGenerator,
+    LearningRateLogger,
+    Resume,
     adversarial_training,
     find_splits,
     open,
@@ -63,6 +65,7 @@ parser.add_argument("--epsilon", type=float, help="size of the perturbation; def
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many texts of each split")
 parser.add_argument("--output", default="checkpoints/iflytek_fgm", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="600 steps at length 64; fails below a score")
 args = parser.parse_args()
 
@@ -119,8 +122,7 @@ def collate(records):
 
 
 generator = DataGenerator(train, args.batch_size, collate=collate, seed=args.seed)
-# A small set is passed over several times between two validations.
-steps = 100 if args.smoke else max(len(generator), 50)
+steps = 100 if args.smoke else max(len(generator), 50)  # a small set is passed over several times
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
@@ -151,10 +153,9 @@ if epsilon:
     adversarial_training(model, "Embedding-Token", epsilon=float(epsilon))  # all it takes
 print(f"Training on the embedding table moved by {epsilon:.3f} against the model")
 best = BestWeights(output / "best.weights.h5", "val_accuracy", restore=True)
-validation = collate(dev)
-model.fit(
-    generator.forfit(), steps_per_epoch=steps, epochs=args.epochs, validation_data=validation, callbacks=[best]
-)
+resume = Resume(output / "run.npz", generator, tracked=[best], fresh=not args.resume)
+budget, validation = {"steps_per_epoch": steps, "epochs": args.epochs}, collate(dev)
+model.fit(generator.forfit(), **budget, validation_data=validation, callbacks=[LearningRateLogger(), best, resume])
 
 # ---- 5. Evaluation --------------------------------------------------------------------------------------------------
 
@@ -176,8 +177,7 @@ def naive_bayes():
 def write_submission(predictions, path):
     """One line of JSON per record, as CLUE wants it."""
     with open(path, "w") as file:
-        for number, label in enumerate(predictions):
-            file.write(json.dumps({"id": str(number), "label": label}) + "\n")
+        file.writelines(json.dumps({"id": str(i), "label": label}) + "\n" for i, label in enumerate(predictions))
 
 
 def predict(inputs):

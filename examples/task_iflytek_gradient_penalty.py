@@ -32,7 +32,17 @@ from bert4x.backend import keras
 from bert4x.layers import FirstToken, GlobalAveragePooling1D
 from bert4x.models import build_transformer_model
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
-from bert4x.snippets import BestWeights, DataGenerator, find_splits, gradient_penalty, open, sequence_padding, set_seed
+from bert4x.snippets import (
+    BestWeights,
+    DataGenerator,
+    LearningRateLogger,
+    Resume,
+    find_splits,
+    gradient_penalty,
+    open,
+    sequence_padding,
+    set_seed,
+)
 from bert4x.snippets.metrics import accuracy
 from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
 
@@ -55,6 +65,7 @@ parser.add_argument("--epsilon", type=float, default=1.0, help="weight of the pe
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many texts of each split")
 parser.add_argument("--output", default="checkpoints/iflytek_gp", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="600 steps at length 64; fails below a score")
 args = parser.parse_args()
 
@@ -140,10 +151,9 @@ model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accur
 if args.epsilon:
     gradient_penalty(model, "Embedding-Token", weight=args.epsilon)  # all it takes
 best = BestWeights(output / "best.weights.h5", "val_accuracy", restore=True)
-validation = collate(dev)
-model.fit(
-    generator.forfit(), steps_per_epoch=steps, epochs=args.epochs, validation_data=validation, callbacks=[best]
-)
+resume = Resume(output / "run.npz", generator, tracked=[best], fresh=not args.resume)
+budget, validation = {"steps_per_epoch": steps, "epochs": args.epochs}, collate(dev)
+model.fit(generator.forfit(), **budget, validation_data=validation, callbacks=[LearningRateLogger(), best, resume])
 
 # ---- 5. Evaluation --------------------------------------------------------------------------------------------------
 

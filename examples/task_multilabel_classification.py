@@ -27,7 +27,16 @@ from bert4x.backend import keras, multilabel_categorical_crossentropy, ops
 from bert4x.layers import GlobalAveragePooling1D
 from bert4x.models import build_transformer_model
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
-from bert4x.snippets import BestWeights, DataGenerator, find_splits, open, sequence_padding, set_seed
+from bert4x.snippets import (
+    BestWeights,
+    DataGenerator,
+    LearningRateLogger,
+    Resume,
+    find_splits,
+    open,
+    sequence_padding,
+    set_seed,
+)
 from bert4x.snippets.metrics import score
 from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
 
@@ -52,6 +61,7 @@ parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --ch
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/multilabel", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="600 steps with zlpr and with sum; fails below a score")
 args = parser.parse_args()
 
@@ -68,8 +78,7 @@ output.mkdir(parents=True, exist_ok=True)
 def read_records(path):
     """[(text, set of labels)] of a file, which may be zipped."""
     with open(path) as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    return [(row["text"], set(row["labels"])) for row in rows]
+        return [(row["text"], set(row["labels"])) for row in map(json.loads, filter(str.strip, file))]
 
 
 def read_splits(path):
@@ -123,12 +132,9 @@ def crossentropy_sum(y_true, y_pred):
     return ops.sum(ops.softplus(y_pred) - y_true * y_pred, axis=-1)
 
 
-def crossentropy_mean(y_true, y_pred):
-    """Averaged, as Keras does it: of many classes the few that apply hardly count, and none is learned."""
-    return crossentropy_sum(y_true, y_pred) / len(labels)
-
-
-FUNCTIONS = {"zlpr": multilabel_categorical_crossentropy, "sum": crossentropy_sum, "mean": crossentropy_mean}
+FUNCTIONS = {"zlpr": multilabel_categorical_crossentropy, "sum": crossentropy_sum}
+# Averaged, as Keras does it: of many classes the few that apply hardly count, and none is learned.
+FUNCTIONS["mean"] = lambda y_true, y_pred: crossentropy_sum(y_true, y_pred) / len(labels)
 
 # ---- 4. Training ----------------------------------------------------------------------------------------------------
 
@@ -136,8 +142,8 @@ FUNCTIONS = {"zlpr": multilabel_categorical_crossentropy, "sum": crossentropy_su
 def f1(targets, scores, threshold=0.0):
     """(micro, macro): F1 of all answers together, and the mean of the classes that occur."""
     right, answers, gold = ((x > 0).sum(0) for x in (targets * (scores > threshold), scores > threshold, targets))
-    classes = [score(*row).f1 for row in zip(right, answers, gold, strict=True) if row[2]]
-    return score(right.sum(), answers.sum(), gold.sum()).f1, float(np.mean(classes))
+    macro = np.mean([score(*row).f1 for row in zip(right, answers, gold, strict=True) if row[2]])
+    return score(right.sum(), answers.sum(), gold.sum()).f1, float(macro)
 
 
 def train_model(loss):
@@ -149,14 +155,15 @@ def train_model(loss):
     schedule = {steps * args.epochs // 10: 1, steps * args.epochs: 0.1}  # linear warm-up, then linearly down
     optimizer = extend_with_piecewise_linear_lr(Adam)(learning_rate, lr_schedule=schedule, global_clipnorm=1.0)
     model.compile(optimizer, loss=FUNCTIONS[loss])
-    name, validate = output / f"{loss}.weights.h5", lambda model: f1(gold["dev"], predict(model, dev))[0]
-    best = BestWeights(name, validate, restore=True)
-    model.fit(generator.forfit(), steps_per_epoch=steps, epochs=args.epochs, callbacks=[best])
+    best = BestWeights(output / f"{loss}.weights.h5", lambda m: f1(gold["dev"], predict(m, dev))[0], restore=True)
+    resume = Resume(output / f"{loss}.npz", generator, tracked=[best], keep=True, fresh=not args.resume)
+    callbacks = [LearningRateLogger(), best, resume]
+    model.fit(generator.forfit(), steps_per_epoch=steps, epochs=args.epochs, callbacks=callbacks)
     return model
 
 
 def predict(model, records):
-    """The scores of all classes for all records."""
+    """The scores of all classes."""
     return model.predict(collate(records)[0], batch_size=128, verbose=0)
 
 
@@ -170,8 +177,8 @@ def write_submission(records, answers, path):
     """One line of JSON per record, with the labels found."""
     with open(path, "w") as file:
         for (text, _), row in zip(records, answers, strict=True):
-            line = {"text": text, "labels": [label for label, found in zip(labels, row, strict=True) if found]}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            found = [labels[i] for i in np.flatnonzero(row)]
+            file.write(json.dumps({"text": text, "labels": found}, ensure_ascii=False) + "\n")
 
 
 result = {}
@@ -183,9 +190,8 @@ for loss, model in models.items():
     result[loss], result[f"{loss}_tuned"] = micro, best[0]
     print(f"  {loss:28}{micro:.3f} {macro:.3f}    {best[0]:.3f} {best[1]:.3f} at {tuned:+.2f}")
     write_submission(test, scores > 0, output / f"{loss}_predictions.jsonl")
-commonest = gold["dev"].sum(0).argmax() == np.arange(len(labels))
-named = np.array([[label.split("-")[-1] in text for label in labels] for text, _ in test])
-baseline, name = f1(gold["test"], np.tile(commonest, (len(test), 1)))[0], f1(gold["test"], named)[0]
+baseline = f1(gold["test"], np.tile(gold["dev"].sum(0).argmax() == np.arange(len(labels)), (len(test), 1)))[0]
+name = f1(gold["test"], np.array([[label.split("-")[-1] in text for label in labels] for text, _ in test]))[0]
 print(f"  {'always the commonest label':28}{baseline:.3f}\n  {'the label is in the text':28}{name:.3f}")
 result |= {"metric": result[args.losses[0]], "baseline": baseline, "label_name": name, "ceiling": 1.0}
 print(json.dumps({"task": "multilabel", **result, "seconds": round(time.perf_counter() - started, 1)}))

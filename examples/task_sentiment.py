@@ -145,10 +145,8 @@ print(f"Accuracy on the test before training: {model.evaluate(inputs, labels, ba
 
 # ---- 4. Training ----------------------------------------------------------------------------------------------------
 
-if not args.resume:
-    (output / "run.npz").unlink(missing_ok=True)
 best = BestWeights(output / "best.weights.h5", "val_accuracy", restore=True)
-resume = Resume(output / "run.npz", generator, tracked=[best])
+resume = Resume(output / "run.npz", generator, tracked=[best], fresh=not args.resume)
 if resume.epoch:
     print(f"Going on after epoch {resume.epoch}; best validation accuracy so far: {best.best:.3f}")
 callbacks = [LearningRateLogger(), best, resume]

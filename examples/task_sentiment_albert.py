@@ -32,7 +32,16 @@ from bert4x.backend import keras
 from bert4x.layers import FirstToken
 from bert4x.models import build_transformer_model, save_pretrained
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
-from bert4x.snippets import BestWeights, DataGenerator, find_splits, open, sequence_padding, set_seed
+from bert4x.snippets import (
+    BestWeights,
+    DataGenerator,
+    LearningRateLogger,
+    Resume,
+    find_splits,
+    open,
+    sequence_padding,
+    set_seed,
+)
 from bert4x.tokenizers import Tokenizer, character_vocab
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
@@ -55,6 +64,7 @@ parser.add_argument("--learning-rate", type=float, help="default: 1e-4 with --ch
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many reviews of each split")
 parser.add_argument("--output", default="checkpoints/sentiment_albert", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="300 steps each; fails below a score")
 args = parser.parse_args()
 
@@ -140,8 +150,10 @@ for name, model in models.items():
     generator = DataGenerator(train, args.batch_size, collate=collate, seed=args.seed)
     best = BestWeights(output / f"{name}.weights.h5", "val_accuracy", restore=True)
     print(f"Training the {name} one")
-    budget, since = {"steps_per_epoch": steps, "epochs": args.epochs}, time.perf_counter()
-    histories[name] = model.fit(generator.forfit(), validation_data=validation, callbacks=[best], **budget).history
+    resume = Resume(output / f"{name}.npz", generator, tracked=[best], keep=True, fresh=not args.resume)
+    budget = {"steps_per_epoch": steps, "epochs": args.epochs, "callbacks": [LearningRateLogger(), best, resume]}
+    since = time.perf_counter()
+    histories[name] = model.fit(generator.forfit(), validation_data=validation, **budget).history
     seconds[name] = time.perf_counter() - since
 
 # ---- 5. Evaluation --------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
 from bert4x.snippets import (
     BestWeights,
     DataGenerator,
+    LearningRateLogger,
+    Resume,
     find_splits,
     integrated_gradients,
     open,
@@ -66,6 +68,7 @@ parser.add_argument("--picture", default="attributions.html", help=".html, or .p
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many reviews of each split")
 parser.add_argument("--output", default="checkpoints/sentiment_ig", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="400 steps; fails below a score")
 args = parser.parse_args()
 
@@ -141,8 +144,9 @@ model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accur
 # ---- 4. Training ----------------------------------------------------------------------------------------------------
 
 best = BestWeights(output / "best.weights.h5", "val_accuracy", restore=True)
-budget = {"steps_per_epoch": steps, "epochs": args.epochs}
-model.fit(generator.forfit(), validation_data=collate(valid), callbacks=[best], **budget)
+resume = Resume(output / "run.npz", generator, tracked=[best], fresh=not args.resume)
+budget = {"steps_per_epoch": steps, "epochs": args.epochs, "callbacks": [LearningRateLogger(), best, resume]}
+model.fit(generator.forfit(), validation_data=collate(valid), **budget)
 
 # ---- 5. Evaluation --------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
 from bert4x.snippets import (
     BestWeights,
     DataGenerator,
+    LearningRateLogger,
+    Resume,
     SemiSupervised,
     find_splits,
     open,
@@ -69,6 +71,7 @@ parser.add_argument("--weight", type=float, default=1.0, help="weight of the unl
 parser.add_argument("--seed", type=int, default=0, help="seed of labels kept, weights, dropout, order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many reviews of each split")
 parser.add_argument("--output", default="checkpoints/sentiment_vat", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="300 steps; fails below a score")
 args = parser.parse_args()
 
@@ -158,9 +161,11 @@ def probabilities(with_vat):
     optimizer = extend_with_piecewise_linear_lr(Adam)(learning_rate, lr_schedule=schedule, global_clipnorm=1.0)
     # The rows without a label have weight 0; `metrics` would count them all the same.
     model.compile(optimizer, loss="sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
-    best = BestWeights(output / f"{'vat' if with_vat else 'plain'}.weights.h5", "val_accuracy", restore=True)
-    budget = {"steps_per_epoch": args.steps, "epochs": args.epochs}
-    model.fit(batches.forfit(), validation_data=collate(valid), callbacks=[best], **budget)
+    name = "vat" if with_vat else "plain"
+    best = BestWeights(output / f"{name}.weights.h5", "val_accuracy", restore=True)
+    resume = Resume(output / f"{name}.npz", batches, tracked=[best], keep=True, fresh=not args.resume)
+    budget = {"steps_per_epoch": args.steps, "epochs": args.epochs, "callbacks": [LearningRateLogger(), best, resume]}
+    model.fit(batches.forfit(), validation_data=collate(valid), **budget)
     return model.predict(collate(test)[0], batch_size=128, verbose=0)
 
 

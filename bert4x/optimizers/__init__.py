@@ -27,10 +27,12 @@ from bert4x.optimizers.extensions import (
 )
 from bert4x.optimizers.schedules import RelativeStep, layer_wise_lr_decay
 
-AdaFactorV1 = AdaFactorV2 = AdaFactor  # bert4keras' names
+AdaFactorBase = AdaFactorV1 = AdaFactorV2 = AdaFactor  # bert4keras' names
+LionV2 = Lion
 
 __all__ = [
     "AdaFactor",
+    "AdaFactorBase",
     "AdaFactorV1",
     "AdaFactorV2",
     "AdaX",
@@ -38,6 +40,7 @@ __all__ = [
     "Adam",
     "EvaluateWithEMA",
     "Lion",
+    "LionV2",
     "Optimizer",
     "RelativeStep",
     "ema_weights",

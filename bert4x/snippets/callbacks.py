@@ -106,11 +106,12 @@ class Resume(keras.callbacks.Callback):
         tracked: other objects to carry on, with get_state() -> numbers and set_state(state), e.g.
             `BestWeights`.
         keep: do not remove the file when training ends.
+        fresh: begin anew, and remove the file if there is one.
     Raises:
         ValueError if the file belongs to a model with other weights.
     """
 
-    def __init__(self, filepath, data=None, *, tracked=(), keep=False):
+    def __init__(self, filepath, data=None, *, tracked=(), keep=False, fresh=False):
         super().__init__()
         self.filepath = Path(filepath)
         self.data = data
@@ -120,6 +121,8 @@ class Resume(keras.callbacks.Callback):
         self._steps = 0  # of these, in the running epoch
         self._random_state = None
         self._saved = None
+        if fresh:
+            self.filepath.unlink(missing_ok=True)
         if self.filepath.exists():
             self._saved = _read(self.filepath)
             self._restore_data()

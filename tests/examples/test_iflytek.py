@@ -1,12 +1,13 @@
 """The three examples on app descriptions: adversarial training, gradient penalty, BERT-of-Theseus."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.examples.conftest import result, run
+from tests.examples.conftest import result, run, start
 
 SAMPLE = ROOT / "examples" / "datasets" / "iflytek_sample.jsonl"
 SHORT = ["--data", SAMPLE, "--max-length", 36, "--batch-size", 16, "--epochs", 1]
@@ -53,6 +54,26 @@ def test_small_model_takes_over_from_the_large_one(tmp_path):
     assert scores["small model"] == scores["metric"] > scores["baseline"] + 0.3
     assert scores["small, after replacing"] > scores["baseline"] + 0.3
     assert len(rows(tmp_path / "predictions.jsonl")) == 39
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, stage", [(REGULARISED[0], "run"), (THESEUS, "replacing")])
+def test_goes_on_after_a_kill(script, stage, tmp_path):
+    """To the same answers as without it, also where a stage of several was done already."""
+    folders = whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = [*SHORT, "--epochs", 2]
+    scores = result(run(script, *flags, "--output", whole))
+    process = start(script, *flags, "--output", killed)
+    deadline = time.monotonic() + 300
+    while not (killed / f"{stage}.npz").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it was interrupted"
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    resumed = result(run(script, *flags, "--output", killed, "--resume"))
+    assert {**resumed, "seconds": 0} == {**scores, "seconds": 0}
+    answers = [(folder / "predictions.jsonl").read_bytes() for folder in folders]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.slow

@@ -23,6 +23,20 @@ def test_script_has_the_common_form(path):
     assert all(f'"{flag}"' in text for flag in ("--config", "--checkpoint", "--vocab"))
 
 
+# The scripts that compare optimizers and that train a model on the spot only to show a head.
+UNWATCHED = {"task_optimizers_comparison", "basic_masked_language_model"}
+TRAINING = [path for path in SCRIPTS if ".fit(" in path.read_text(encoding="utf-8") and path.stem not in UNWATCHED]
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_training_shows_the_effective_rate_and_can_be_resumed(path):
+    text = path.read_text(encoding="utf-8")
+    assert '"--resume"' in text
+    # `Resume` last: it stores what the callbacks before it have decided.
+    assert re.findall(r"\[LearningRateLogger\(\), best, resume\]", text)
+    assert re.search(r"Resume\(.+, fresh=not args.resume\)", text)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_readme_has_the_script(path):
     assert f"({path.name})" in README and f"python examples/{path.name}" in README

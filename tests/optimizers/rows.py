@@ -36,7 +36,8 @@ EXTENSIONS = {
 OTHERS = {
     "AdaXW": "test_adaxw", "Optimizer": "every row", "EvaluateWithEMA": "test_training", "ema_weights": "test_training",
     "RelativeStep": "test_values", "layer_wise_lr_decay": "test_layer_wise_decay", "piecewise_linear": "tests/backend",
-    "AdaFactorV1": "test_old_names", "AdaFactorV2": "test_old_names",
+    "AdaFactorBase": "test_old_names", "AdaFactorV1": "test_old_names", "AdaFactorV2": "test_old_names",
+    "LionV2": "test_old_names",
 }
 
 

@@ -96,7 +96,7 @@ def test_config_makes_the_same_optimizer(base):
 
 
 def test_old_names():
-    assert o.AdaFactorV1 is o.AdaFactorV2 is o.AdaFactor
+    assert o.AdaFactorBase is o.AdaFactorV1 is o.AdaFactorV2 is o.AdaFactor and o.LionV2 is o.Lion
     for name in EXTENSIONS:
         if name != "gradient_centralization":  # bert4keras had none
             assert getattr(o, f"extend_with_{name}_v2") is getattr(o, f"extend_with_{name}")
