@@ -114,6 +114,27 @@ def test_resume_errors_and_keep(tmp_path):
         small.fit(x, y, verbose=0, callbacks=[Resume(tmp_path / "run.npz")])
 
 
+def test_a_complete_run_is_not_repeated_unless_told_so(tmp_path):
+    """What a script of several stages meets that is killed in a later one."""
+    x, y = collate(data())
+    scores = iter([0.5, 0.4, 0.3, 0.2])
+
+    def run(**options):
+        best = BestWeights(tmp_path / "best.weights.h5", lambda _: next(scores), restore=True)
+        resume = Resume(tmp_path / "run.npz", tracked=[best], keep=True, **options)
+        model = classifier()
+        history = model.fit(x, y, epochs=2, verbose=0, callbacks=[best, resume])
+        return history.epoch, best.best, [runtime.to_numpy(w) for w in model.weights]
+
+    epochs, best, weights = run()
+    assert (epochs, best) == ([0, 1], 0.5)
+    epochs, best, again = run()
+    assert (epochs, best) == ([], 0.5)
+    for one, two in zip(weights, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert run(fresh=True)[:2] == ([0, 1], 0.3)
+
+
 def test_best_weights(tmp_path):
     path = tmp_path / "best.weights.h5"
     scores = iter([0.3, 0.5, 0.4])
