@@ -45,12 +45,21 @@ def make_variables(start, dtype="float64"):
     return variables
 
 
-def apply_all(optimizer, variables, gradients, first=1, last=5):
-    """Feed the gradients of steps `first` to `last` to the optimizer."""
+def apply_all(optimizer, variables, gradients, first=1, last=5, compiled=False):
+    """Feed the gradients of steps `first` to `last` to the optimizer; on JAX always compiled, on torch never."""
     update = _jitted(optimizer, variables) if keras.backend.backend() == "jax" else optimizer.apply
+    if compiled and keras.backend.backend() == "tensorflow":
+        update = _in_a_graph(optimizer, variables)
     for t in range(first, last + 1):
         arrays = gradients(t).values()
         update([ops.convert_to_tensor(g, dtype=v.dtype) for g, v in zip(arrays, variables, strict=True)], variables)
+
+
+def _in_a_graph(optimizer, variables):
+    import tensorflow as tf
+
+    optimizer.build(variables)  # a graph may make no variables
+    return tf.function(lambda gradients, _: optimizer.apply(gradients, variables))
 
 
 def _jitted(optimizer, variables):

@@ -31,11 +31,11 @@ def test_every_public_name_has_a_row():
     assert set(o.__all__) - old - rows == set()
 
 
-def check(base, names, **options):
+def check(base, names, compiled=False):
     calls = 10 if "gradient_accumulation" in names else 5
     optimizer = make(base, names)
     variables = make_variables(EVERYTHING)
-    apply_all(optimizer, variables, all_gradients, last=calls)
+    apply_all(optimizer, variables, all_gradients, last=calls, compiled=compiled)
     gradients = [all_gradients(t) for t in range(1, calls + 1)]
     weights, averages = wanted(base, names, EVERYTHING, gradients)
     assert_near(values(variables), weights, BASES[base][3])
@@ -61,6 +61,17 @@ def test_extensions_and_pairs(base, float64):
 def test_all_together(base, float64):
     check(base, list(EXTENSIONS))
     check(base, list(EXTENSIONS)[::-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX compiles in every test, torch in none")
+@pytest.mark.filterwarnings("ignore:Layer adaptation on AdaFactor")
+@pytest.mark.parametrize("base", BASES)
+def test_compiled(base, float64):
+    """Every extension and, of one base, every pair in a TensorFlow graph."""
+    check(base, list(EXTENSIONS), compiled=True)
+    for names in [[name] for name in EXTENSIONS] + (PAIRS if base == "Adam" else []):
+        check(base, names, compiled=True)
 
 
 @pytest.mark.parametrize("base", [name for name in BASES if name != "AdaFactor"])
