@@ -33,7 +33,7 @@ def test_training_shows_the_effective_rate_and_can_be_resumed(path):
     text = path.read_text(encoding="utf-8")
     assert '"--resume"' in text
     # `Resume` last: it stores what the callbacks before it have decided.
-    assert re.findall(r"\[LearningRateLogger\(\), best, resume\]", text)
+    assert re.search(r"LearningRateLogger\(\), .*resume\]", text)
     assert re.search(r"Resume\(.+, fresh=not args.resume\)", text)
 
 
