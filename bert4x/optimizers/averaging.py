@@ -94,7 +94,8 @@ class EvaluateWithEMA(keras.callbacks.Callback):
     """Evaluates and saves the averaged weights: they are in the model during validation and after each epoch.
 
     Put it first in the list of callbacks, so that those which save or score at the end of an epoch find the average.
-    The weights come back when the next epoch begins and when training ends.
+    The weights come back when the next epoch begins and when training ends. Until the first update (accumulation over
+    more steps than an epoch has, float16 that overflows at first) there is no average and the weights stay.
     """
 
     def __init__(self):
@@ -102,8 +103,9 @@ class EvaluateWithEMA(keras.callbacks.Callback):
         self.applied = False
 
     def _apply(self):
-        if not self.applied:
-            _with_average(self.model).apply_ema_weights()
+        optimizer = _with_average(self.model)
+        if not self.applied and int(ops.convert_to_numpy(optimizer.iterations)) > 0:
+            optimizer.apply_ema_weights()
             self.applied = True
 
     def _reset(self):

@@ -174,12 +174,18 @@ def save_attributions(path, tokens, scores, *, titles=None, skip=_SPECIALS):
         scores: numbers for them, [T] or [B, T].
         titles: one line above each text, e.g. its label and prediction.
         skip: tokens without colour.
-    Raises: ValueError for another suffix, or fewer scores than tokens; ImportError without matplotlib.
+    Raises: ValueError for another suffix, another number of rows, or fewer scores than tokens; ImportError without
+        matplotlib.
     """
     path = Path(path)
     if tokens and isinstance(tokens[0], str):
         tokens, scores, titles = [tokens], [scores], None if titles is None else [titles]
     titles = titles or [""] * len(tokens)
+    if not len(tokens) == len(scores) == len(titles):
+        raise ValueError(
+            f"each text needs a row of scores and, if there are titles, a title; got {len(tokens)} texts, "
+            f"{len(scores)} rows of scores and {len(titles)} titles. Cut them to the same rows."
+        )
     texts = [
         (title, text, _colours(text, row, skip)) for title, text, row in zip(titles, tokens, scores, strict=True)
     ]

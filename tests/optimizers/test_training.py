@@ -125,6 +125,17 @@ def test_averaged_weights_in_evaluation_leave_training_alone():
     assert not np.array_equal(seen[-1], ops.convert_to_numpy(other.layers[-1].kernel))
 
 
+def test_an_epoch_without_an_update_keeps_its_weights():
+    """Eight micro-batches make an update, an epoch has four."""
+    cls = o.extend_with_gradient_accumulation(o.extend_with_exponential_moving_average(o.Adam))
+    model, x, y = classifier(cls(0.05, grad_accum_steps=8))
+    callbacks = [o.EvaluateWithEMA()]
+    losses = model.fit(
+        x, y, batch_size=4, validation_data=(x, y), epochs=3, shuffle=False, verbose=0, callbacks=callbacks
+    ).history["val_loss"]
+    assert losses[0] != losses[1] == losses[2] and int(model.optimizer.iterations) == 1
+
+
 def test_a_run_with_averages_is_resumed_from_its_own_weights(tmp_path):
     cls = o.extend_with_exponential_moving_average(o.Adam)
     seen = []

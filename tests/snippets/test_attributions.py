@@ -80,6 +80,8 @@ def test_html_is_escaped_and_scaled(tmp_path):
         save_attributions(tmp_path / "a.txt", ["a"], [1.0])
     with pytest.raises(ValueError, match="2 tokens and 1 scores"):
         save_attributions(tmp_path / "a.html", ["a", "b"], [1.0])
+    with pytest.raises(ValueError, match="1 texts, 2 rows of scores and 1 titles"):
+        save_attributions(tmp_path / "a.html", [["a"]], [[1.0], [2.0]])
 
 
 def test_png_and_its_chinese(tmp_path):
