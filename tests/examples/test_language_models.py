@@ -190,13 +190,13 @@ def test_llama_writes_what_is_likeliest(llama):
 
 def test_llama_draws(llama, monkeypatch, capsys):
     folder, model, tokenizer = llama
-    flags = ["--samples", 3, "--topp", 0.5, "--temperature", 0.7, "--seed", 3, "--max-length", 5, "--text", "the"]
+    flags = ["--samples", 3, "--topp", 0.9, "--temperature", 2.0, "--seed", 3, "--max-length", 5, "--text", "the"]
     run_here(monkeypatch, "llama", "--checkpoint", folder, *flags)
     output = capsys.readouterr().out
     set_seed(3)
     writer = Generator(model, tokenizer.token_to_id("<|endoftext|>"))
     never = BadWords([[i] for i in range(tokenizer._vocab_size, 50)])
-    strategy = Sample(0.7, top_p=0.5)
+    strategy = Sample(2.0, top_p=0.9)
     (samples,) = writer.generate([tokenizer.encode("the")[0]], 5, strategy=strategy, processors=[never], n=3)
     assert [f"  ... {tokenizer.decode(ids)}" for ids in samples] == output.strip().splitlines()[1:4]
     assert len(set(map(tuple, samples))) > 1
