@@ -6,6 +6,7 @@ from bert4x.layers.crf import ConditionalRandomField
 from bert4x.layers.embedding import Add, Concatenate1D, Embedding
 from bert4x.layers.exposure import ExpectedEmbedding, HighestScores, PreviousOutputs, RandomReplacement
 from bert4x.layers.feedforward import FeedForward
+from bert4x.layers.gated import GatedAttentionUnit
 from bert4x.layers.initializers import DepthScaledNormal, TruncatedNormal
 from bert4x.layers.loss import Loss, SequenceCrossEntropy
 from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
@@ -21,6 +22,8 @@ from bert4x.layers.positions import (
     SinusoidalPositionEmbedding,
     SlotPositions,
 )
+from bert4x.layers.synthesizer import SynthesizerAttention
+from bert4x.layers.talking_heads import TalkingHeadsAttention
 
 __all__ = [
     "Add",
@@ -34,6 +37,7 @@ __all__ = [
     "ExpectedEmbedding",
     "FeedForward",
     "FirstToken",
+    "GatedAttentionUnit",
     "GlobalAveragePooling1D",
     "GlobalMaxPooling1D",
     "GlobalPointer",
@@ -53,6 +57,8 @@ __all__ = [
     "Sinusoidal",
     "SinusoidalPositionEmbedding",
     "SlotPositions",
+    "SynthesizerAttention",
+    "TalkingHeadsAttention",
     "TruncatedNormal",
     "UniLMMask",
 ]

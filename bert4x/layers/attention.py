@@ -16,6 +16,8 @@ from bert4x.backend import (
 from bert4x.layers.base import Layer, register
 
 _POSITIONS = (None, "rotary", "rotary_half", "typical_relative", "t5_relative")
+_SETTINGS = ("heads", "head_size", "out_dim", "key_size", "key_value_heads", "use_bias", "normalization")
+_SETTINGS += ("attention_scale", "attention_dropout", "return_attention_scores", "return_cache", "fused", "remat")
 
 
 @register
@@ -46,14 +48,20 @@ class MultiHeadAttention(Layer):
         t5_relative: numbers [T, S, H]
         cache, start: keys and values [B, S, G, .] of all slots, and the slot where this call's T tokens begin. A cache
             without `start` is complete: q attends to it, and the inputs k and v are not used (cross-attention).
+        padding: with `start`, the slot [B] where each row begins; for layers that count positions.
     Shapes:  (B batch, T queries, S keys, D width, H heads, K key width)
         q float [B, T, D], k and v float [B, S, D]
         a_bias: bool (True = allowed, ANDed) or float (added): [T, S], [B, T, S] or [B, H, T, S], 1 broadcasts
         returns o [B, T, out_dim]; S [B, H, T, S]; k [B, S, G, K], v [B, S, G, head_size]
     Masks: padded keys (mask of v) get no weight; a query that may see nothing gets zeros; the mask of q is passed on.
     Raises: ValueError if `start` is given without `cache`, or if the number of inputs does not fit the flags.
+    Subclasses change where the scores come from, or mix them: `_projected`, `_scores`, `_weights`.
     Source: arXiv:1706.03762 eq. 1; 2104.09864 (rotary); 1803.02155 (relative); 1910.10683 (T5); 2012.11747 (residual).
     """
+
+    fusible = True  # the scores are those of the fused kernels
+    counts_positions = False  # it has numbers for each position, up to `max_length`
+    own_weights = ()  # names of the variables that are in none of the four projections
 
     def __init__(
         self,
@@ -80,6 +88,8 @@ class MultiHeadAttention(Layer):
         self.key_value_heads = key_value_heads or heads
         if heads % self.key_value_heads:
             raise ValueError(f"heads must be a multiple of key_value_heads; got {heads} and {self.key_value_heads}")
+        if fused and not self.fusible:
+            raise ValueError(f"{type(self).__name__} has no fused form; got fused={fused!r}. Use fused=None.")
         self.use_bias, self.normalization, self.attention_scale = use_bias, normalization, attention_scale
         self.attention_dropout = attention_dropout or 0.0
         self.return_attention_scores, self.return_cache = return_attention_scores, return_cache
@@ -90,17 +100,31 @@ class MultiHeadAttention(Layer):
     def build(self, input_shape):
         options = {"use_bias": bool(self.use_bias), "kernel_initializer": self.kernel_initializer}
         q_shape, k_shape, v_shape = input_shape[:3]
-        self.add_dense("query", self.heads * self.key_size, q_shape, **options)
-        self.add_dense("key", self.key_value_heads * self.key_size, k_shape, **options)
+        self._build_products(q_shape, k_shape, **options)
         self.add_dense("value", self.key_value_heads * self.head_size, v_shape, **options)
         options["use_bias"] = self.use_bias is True
         self.add_dense("out", self.out_dim, (*q_shape[:-1], self.heads * self.head_size), **options)
 
-    def call(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, training=None):
+    def _build_products(self, q_shape, k_shape, **options):
+        self.add_dense("query", self.heads * self.key_size, q_shape, **options)
+        self.add_dense("key", self.key_value_heads * self.key_size, k_shape, **options)
+
+    @property
+    def cache_sizes(self):
+        """(heads, width) of the keys and of the values in a cache."""
+        return (self.key_value_heads, self.key_size), (self.key_value_heads, self.head_size)
+
+    @property
+    def score_heads(self):
+        """Number of heads of the scores, and of the biases that are added to them."""
+        return self.heads
+
+    def call(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, padding=None, training=None):
         self._check(inputs, a_bias, p_bias, cache, start)
         # In a cache the slots of earlier calls count too; the caller's bias says which of them are padding.
         key_mask = mask[2] if isinstance(mask, (list, tuple)) and cache is None else None
-        attend = functools.partial(self._attend, p_bias=p_bias, cache=cache, start=start, training=training)
+        given = {"cache": cache, "start": start, "padding": padding}
+        attend = functools.partial(self._attend, p_bias=p_bias, **given, training=training)
         masks = [] if key_mask is None else [align(key_mask, [0, -1], 4)]
         tensors = [*inputs[:3], *masks, *inputs[3:]]
         if self.remat and cache is None:
@@ -127,33 +151,44 @@ class MultiHeadAttention(Layer):
                 f"{self.name} expects {expected} inputs with a_bias={a_bias} and p_bias={p_bias!r}; got {len(inputs)}"
             )
 
-    def _attend(self, q, k, v, *extras, p_bias, cache, start, training):
+    def _attend(self, x, k, v, *extras, p_bias, cache, start, padding, training):
         """o, the keys and values that the queries could see, and S unless a fused kernel computed all at once.
 
         extras: boolean and float biases, then the position term if `p_bias` names one.
         """
         biases, position = (extras[:-1], extras[-1]) if p_bias else (extras, None)
-        q = self._heads(self.query(q), self.heads)
-        if cache is not None and start is None:
-            k, v = cache
-        else:
-            k = self._heads(self.key(k), self.key_value_heads)
-            v = self._heads(self.value(v), self.key_value_heads)
-        if p_bias in ("rotary", "rotary_half"):
-            q, k = apply_rotary_position_embeddings(position, q, k, halves=p_bias == "rotary_half")
-        if start is not None:
-            k, v = (ops.slice_update(old, (0, start, 0, 0), new) for old, new in zip(cache, (k, v), strict=True))
+        q, k, v = self._projected(x, k, v, position, p_bias, cache, start)
         if p_bias == "t5_relative":
             biases = [*biases, ops.transpose(position, (2, 0, 1))[None] * self._scale]
-        keys, values = self._shared(k), self._shared(v)
+        values = self._shared(v)
         allowed, added = self._split_biases(biases)
         if self._use_fused(p_bias, training):
-            o, scores = self._fused(q, keys, values, allowed, added), []
+            o, scores = self._fused(q, self._shared(k), values, allowed, added), []
         else:
             relative = position if p_bias == "typical_relative" else None
-            o, *scores = self._explicit(q, keys, values, allowed, added, relative, training)
+            scores = [self._scores(x, q, k, relative, start, padding)]
+            scores = scores if added is None else [scores[0] + added]
+            o = self._joined(self._weights(scores[0], allowed, training), values, relative)
         o = ops.reshape(o, (*ops.shape(o)[:2], self.heads * self.head_size))
         return self.out(o), k, v, *scores
+
+    def _projected(self, q, k, v, position, p_bias, cache, start):
+        """Queries [B, T, H, K], and the keys and values [B, S, G, .] that they may see."""
+        q = self._heads(self.query(q), self.heads)
+        if cache is not None and start is None:
+            return q, *cache
+        k = self._heads(self.key(k), self.key_value_heads)
+        v = self._heads(self.value(v), self.key_value_heads)
+        if p_bias in ("rotary", "rotary_half"):
+            q, k = apply_rotary_position_embeddings(position, q, k, halves=p_bias == "rotary_half")
+        return q, *self._behind(cache, start, k, v)
+
+    @staticmethod
+    def _behind(cache, start, *new):
+        """New keys and values in their slots of the cache, if there is one."""
+        if start is None:
+            return new
+        return [ops.slice_update(old, (0, start, 0, 0), one) for old, one in zip(cache, new, strict=True)]
 
     @staticmethod
     def _heads(x, heads):
@@ -180,24 +215,29 @@ class MultiHeadAttention(Layer):
     def _scale(self):
         return self.key_size**-0.5 if self.attention_scale else 1.0
 
-    def _explicit(self, q, k, v, allowed, added, relative, training):
+    def _scores(self, x, q, k, relative, start, padding):
+        """Scores [B, H, T, S] before the float biases; x are the states [B, T, D] of which the queries were made."""
         q = q * ops.cast(self._scale, q.dtype)  # scaling q is cheaper than scaling [B, H, T, S], and safer in float16
-        scores = ops.einsum("bthk,bshk->bhts", q, k)
+        scores = ops.einsum("bthk,bshk->bhts", q, self._shared(k))
         if relative is not None:
-            relative = ops.cast(relative, q.dtype)
-            scores = scores + ops.einsum("bthk,tsk->bhts", q, relative)
-        if added is not None:
-            scores = scores + added
+            scores = scores + ops.einsum("bthk,tsk->bhts", q, ops.cast(relative, q.dtype))
+        return scores
+
+    def _weights(self, scores, allowed, training):
+        """Weights of the values, [B, H, T, S]."""
         weights = attention_normalize(scores, allowed, method=self.normalization)
-        weights = self.dropout(weights, training=training)
+        return self.dropout(weights, training=training)
+
+    def _joined(self, weights, v, relative):
         o = ops.einsum("bhts,bshk->bthk", weights, v)
         if relative is not None:
-            o = o + ops.einsum("bhts,tsk->bthk", weights, relative)
-        return o, scores
+            o = o + ops.einsum("bhts,tsk->bthk", weights, ops.cast(relative, v.dtype))
+        return o
 
     def _use_fused(self, p_bias, training):
         possible = (
-            self.normalization == "softmax"
+            self.fusible
+            and self.normalization == "softmax"
             and p_bias != "typical_relative"
             and not self.return_attention_scores
             and not (self.attention_dropout and training)
@@ -221,21 +261,20 @@ class MultiHeadAttention(Layer):
         seeing = ops.transpose(ops.any(allowed, axis=-1, keepdims=True), (0, 2, 1, 3))
         return ops.where(seeing, o, 0)
 
-    def compute_output_spec(self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, training=None):
+    def compute_output_spec(
+        self, inputs, mask=None, a_bias=None, p_bias=None, cache=None, start=None, padding=None, training=None
+    ):
         self._check(inputs, a_bias, p_bias, cache, start)
-        (batch, queries), keys = inputs[0].shape[:2], inputs[1].shape[1]
-        if cache is not None:
-            keys = cache[0].shape[1]
+        (batch, queries), keys = inputs[0].shape[:2], (inputs[1] if cache is None else cache[0]).shape[1]
 
         def spec(*shape):
             return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
         outputs = [spec(batch, queries, self.out_dim)]
         if self.return_cache:
-            sizes = self.key_size, self.head_size
-            outputs.append(tuple(spec(batch, keys, self.key_value_heads, size) for size in sizes))
+            outputs.append(tuple(spec(batch, keys, *sizes) for sizes in self.cache_sizes))
         if self.return_attention_scores:
-            outputs.append(spec(batch, self.heads, queries, keys))
+            outputs.append(spec(batch, self.score_heads, queries, keys))
         return outputs if len(outputs) > 1 else outputs[0]
 
     def compute_mask(self, inputs, mask=None, **kwargs):
@@ -248,20 +287,8 @@ class MultiHeadAttention(Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "heads": self.heads,
-            "head_size": self.head_size,
-            "out_dim": self.out_dim,
-            "key_size": self.key_size,
-            "key_value_heads": self.key_value_heads,
-            "use_bias": self.use_bias,
-            "normalization": self.normalization,
-            "attention_scale": self.attention_scale,
-            "attention_dropout": self.attention_dropout,
-            "return_attention_scores": self.return_attention_scores,
+            **{name: getattr(self, name) for name in _SETTINGS},
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "return_cache": self.return_cache,
-            "fused": self.fused,
-            "remat": self.remat,
         }
 
 

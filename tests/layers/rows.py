@@ -158,6 +158,82 @@ ATTENTION = {
     ),
 }
 
+def _talk(w, masks, q, k, v, *more):
+    mixes = w["logit_mix/matrix"], w["weight_mix/matrix"]
+    return reference.attention(
+        w, q, k, v, count=2, allowed=_keys(masks[2]), added=sum(more), mixes=mixes
+    )[0]
+
+
+def _synthesize(*modes, count=2):
+    """Reference of a Synthesizer with these modes."""
+
+    def function(w, masks, q, k, v):
+        shares = reference.softmax(w["mixture"]) if len(modes) > 1 else [1.0]
+        parts = [reference.synthetic_scores(w, q, k, mode, count) for mode in modes]
+        scores = sum(share * part for share, part in zip(shares, parts, strict=True))
+        return reference.attention(w, q, k, v, count=count, allowed=_keys(masks[2]), synthetic=scores)[0]
+
+    return function
+
+
+def _gate(**fixed):
+    """Reference of a gated attention unit; its mask is that of the keys."""
+
+    def function(w, masks, x, *others):
+        mask = masks[2] if others else masks[0]
+        allowed = mask if mask is True else mask[:, None]
+        return reference.gated_unit(w, x, others, units=6, allowed=allowed, **fixed)
+
+    return function
+
+
+def _gate_with_biases(w, masks, x, allowed, added):
+    allowed = masks[0][:, None] & allowed
+    return reference.gated_unit(w, x, units=6, allowed=allowed, added=added)
+
+
+SELF = [X, X, X]
+LENGTHS = {**HEADS, "max_length": 8}
+GATED = {"units": 6, "key_size": 4}
+
+VARIANTS = {
+    "TalkingHeadsAttention": Row(HEADS, QKV, ("B", "T", 8), _talk, ignores=(1, 2)),
+    "TalkingHeadsAttention more heads, biases": Row(
+        {**HEADS, "softmax_heads": 3, "mix_initializer": "glorot_uniform"},
+        [*QKV, Input(("B", 3, "T", "S"))], ("B", "T", 8), _talk, call={"a_bias": 1}, ignores=(1, 2),
+    ),
+    "SynthesizerAttention": Row(LENGTHS, SELF, ("B", "T", 8), _synthesize("dense"), ignores=(2,)),
+    "SynthesizerAttention factorized_dense": Row(
+        {**LENGTHS, "mode": "factorized_dense", "factors": [3, 4]}, SELF, ("B", "T", 8),
+        _synthesize("factorized_dense"), ignores=(2,),
+    ),
+    "SynthesizerAttention random": Row(
+        {**LENGTHS, "mode": "random"}, SELF, ("B", "T", 8), _synthesize("random"), ignores=(2,)
+    ),
+    "SynthesizerAttention fixed_random": Row(
+        {**LENGTHS, "mode": "fixed_random"}, SELF, ("B", "T", 8), _synthesize("fixed_random"), ignores=(2,)
+    ),
+    "SynthesizerAttention factorized_random": Row(
+        {**LENGTHS, "mode": "factorized_random", "rank": 2}, SELF, ("B", "T", 8), _synthesize("factorized_random"),
+        ignores=(2,),
+    ),
+    "SynthesizerAttention mixture": Row(
+        {**LENGTHS, "mode": ["dot", "random", "dense"], "hidden_units": 3}, SELF, ("B", "T", 8),
+        _synthesize("dot", "random", "dense"), ignores=(1, 2),
+    ),
+    "GatedAttentionUnit two biases": Row(  # the float one makes some scores positive
+        GATED, [X, Input(("B", "T", "T"), boolean=True), Input(("T", "T"))], ("B", "T", 8), _gate_with_biases,
+        call={"a_bias": 2},
+    ),
+    "GatedAttentionUnit softmax_plus": Row(
+        {**GATED, "normalization": "softmax_plus"}, [X], ("B", "T", 8), _gate(method="softmax_plus")
+    ),
+    "GatedAttentionUnit cross": Row(
+        {**GATED, "self_attention": False, "use_bias": False}, QKV, ("B", "T", 8), _gate(), ignores=(1, 2)
+    ),
+}
+
 POSITIONS = {
     "PositionEmbedding": Row(
         {"input_dim": 9, "output_dim": 8}, [X], ("B", "T", 8), lambda w, m, x: x + w["embeddings"][: x.shape[1]]
@@ -312,4 +388,4 @@ STRUCTURE = {
 for _row in ATTENTION.values():
     _row.ignores = (1, 2)
 
-ROWS = {**ATTENTION, **POSITIONS, **REST, **TRAINING, **STRUCTURE}
+ROWS = {**ATTENTION, **VARIANTS, **POSITIONS, **REST, **TRAINING, **STRUCTURE}

@@ -22,10 +22,8 @@ NOT_LAYERS = {  # and where they are tested
     "DepthScaledNormal": "an initialiser: tests/models/test_values.py",
 }
 LONGER = {"B": 3, "T": 7, "S": 6}
-HOLDS_DENSE = [
-    name for name in ROWS
-    if name in ("MultiHeadAttention", "FeedForward gated", "GlobalPointer", "EfficientGlobalPointer")
-]
+HOLDS_DENSE = ["MultiHeadAttention", "FeedForward gated", "GlobalPointer", "EfficientGlobalPointer"]
+HOLDS_DENSE += ["TalkingHeadsAttention", "SynthesizerAttention mixture", "GatedAttentionUnit softmax_plus"]
 USES_MASKS = [name for name, row in ROWS.items() if row.ignores]
 FLOATING = [name for name, row in ROWS.items() if row.dtype != "bool"]
 

@@ -14,10 +14,8 @@ from tests.layers.helpers import WithMask, to_arrays
 ATOL = 2e-5  # stated in the file
 # Cases of layers that later parts of the library bring; a case that is neither here nor in CHECKS fails a test.
 LATER = {
-    "talking_heads", "synthesizer_dense", "synthesizer_factorized_dense", "synthesizer_random",
-    "synthesizer_factorized_random", "synthesizer_mixture", "atrous_self_attention", "local_self_attention",
-    "sparse_self_attention", "atrous_self_attention_causal", "local_self_attention_causal",
-    "sparse_self_attention_causal", "prefix_mask", "gau_squared_relu", "gau_softmax_plus",
+    "atrous_self_attention", "local_self_attention", "sparse_self_attention", "atrous_self_attention_causal",
+    "local_self_attention_causal", "sparse_self_attention_causal", "prefix_mask",
     "dgcnn_block_rate1", "dgcnn_block_rate2", "dgcnn_block_projected_rate1",
     "dgcnn_block_projected_rate2", "attention_pooling", "reading_vote", "focal_loss", "on_lstm_step_reverse_cumsum",
     "on_lstm_sequence_reverse_cumsum", "on_lstm_step_one_minus_cumax", "on_lstm_sequence_one_minus_cumax",
@@ -127,6 +125,66 @@ def realformer(case):
     return {"output_1": o1, "scores_1": s1, "output_2": o2, "scores_2": s2}
 
 
+def named_weights(case, layer, names):
+    """Assign the weights of a case to a built layer: the projections by their letters, others by `names`."""
+    parts = {"q": "query", "k": "key", "v": "value", "o": "out"}
+    for name, value in case.weights.items():
+        if name in names:
+            getattr(layer, names[name]).assign(value)
+        else:
+            dense = getattr(layer, parts[name[1]])
+            (dense.kernel if name[0] == "w" else dense.bias).assign(value)
+
+
+def talking_heads(case):
+    x, config = case.x(), dict(case.config)
+    assert config.pop("causal")
+    layer = layers.TalkingHeadsAttention(out_dim=4, return_attention_scores=True, **config)
+    inputs, call = [x, x, x, layers.CausalMask()(x)], {"a_bias": True}
+    layer(inputs, **call)
+    layer.set_weights([case.weights[name] for name in ("wq", "bq", "wk", "bk", "wv", "bv", "wo", "bo")]
+                      + [case.weights[name] for name in ("logit_mix", "weight_mix")])
+    o, scores = layer(inputs, **call)
+    return {"output": o, "scores": scores}
+
+
+SYNTHETIC = {
+    "w1": "inner_kernel", "b1": "inner_bias", "w2": "outer_kernel", "b2": "outer_bias", "wa": "first_kernel",
+    "ba": "first_bias", "wb": "second_kernel", "bb": "second_bias", "r": "random_table", "r1": "random_rows",
+    "r2": "random_columns", "alpha_logits": "mixture",
+}
+
+
+def synthesizer(case):
+    """Any mode; sizes that the case's weights have and its configuration leaves out."""
+    x, sizes = case.x(), {}
+    if "w1" in case.weights:
+        sizes["hidden_units"] = case.weights["w1"].shape[-1]
+    if "wa" in case.weights:
+        sizes["factors"] = [case.weights[name].shape[-1] for name in ("wa", "wb")]
+    if "r1" in case.weights:
+        sizes["rank"] = case.weights["r1"].shape[-1]
+    layer = layers.SynthesizerAttention(out_dim=4, return_attention_scores=True, **sizes, **case.config)
+    layer([x, x, x])
+    named_weights(case, layer, SYNTHETIC)
+    o, scores = layer([x, x, x])
+    return {name: {"output": o, "scores": scores}[name] for name in case.outputs}
+
+
+def gated_unit(case):
+    x, config = case.x(), dict(case.config)
+    call = {"p_bias": config.pop("position")}
+    layer = layers.GatedAttentionUnit(**config)
+    inputs = [x, layers.SinusoidalPositionEmbedding(config["key_size"], merge_mode="zero")(x)]
+    layer(inputs, **call)
+    names = ["query_gamma", "query_beta", "key_gamma", "key_beta"]
+    names = ["inner/kernel", "inner/bias", *names, "out/kernel", "out/bias"]
+    variables = {variable.path.split("/", 1)[1]: variable for variable in layer.weights}
+    for key, name in zip(("wi", "bi", "gq", "bq", "gk", "bk", "wo", "bo"), names, strict=True):
+        variables[name].assign(case.weights[key])
+    return {"output": layer(inputs, **call)}
+
+
 def unilm_mask(case):
     return {"allowed": layers.UniLMMask()(ops.convert_to_tensor(case.inputs["segment_ids"]))}
 
@@ -203,6 +261,14 @@ CHECKS = {
     "mha_rope": rope,
     "mha_t5": t5,
     "realformer_two_layers": realformer,
+    "talking_heads": talking_heads,
+    "synthesizer_dense": synthesizer,
+    "synthesizer_factorized_dense": synthesizer,
+    "synthesizer_random": synthesizer,
+    "synthesizer_factorized_random": synthesizer,
+    "synthesizer_mixture": synthesizer,
+    "gau_squared_relu": gated_unit,
+    "gau_softmax_plus": gated_unit,
     "unilm_mask": unilm_mask,
     "sinusoidal": sinusoidal,
     "rope": rotated,

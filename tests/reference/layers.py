@@ -66,7 +66,7 @@ def heads(x, count):
 
 
 def attention(w, q, k, v, *, count, allowed=True, added=0.0, rotary=None, relative=None, t5=None, scale=True,
-              method="softmax"):
+              method="softmax", mixes=None, synthetic=None):
     """Multi-head attention (layers.md 2). Returns (output, scores before boolean masks).
 
     Args:
@@ -75,7 +75,12 @@ def attention(w, q, k, v, *, count, allowed=True, added=0.0, rotary=None, relati
         rotary: positions [T] of the queries, which are those of the keys.
         relative: vectors [T, S, K] for keys and values.
         t5: numbers [T, S, H], added before (here: without) scaling.
+        mixes: Lambda [H, G] before and M [G, H] after the softmax (layers.md 3).
+        synthetic: scores that replace those of queries and keys (layers.md 4).
     """
+    if synthetic is not None:
+        o = normalized(synthetic, allowed) @ heads(dense(v, w, "value/"), count)
+        return dense(o.transpose(0, 2, 1, 3).reshape(*v.shape[:2], -1), w, "out/"), synthetic
     q, k, v = (heads(dense(x, w, f"{name}/"), count) for x, name in ((q, "query"), (k, "key"), (v, "value")))
     if rotary is not None:
         q, k = rotated(q, rotary), rotated(k, rotary)
@@ -86,13 +91,55 @@ def attention(w, q, k, v, *, count, allowed=True, added=0.0, rotary=None, relati
         scores = scores + t5.transpose(2, 0, 1)
     if scale:
         scores = scores / math.sqrt(q.shape[-1])
+    if mixes is not None:
+        scores = np.einsum("bhts,hg->bgts", scores, mixes[0])
     scores = scores + added
     weights = normalized(scores, allowed, method)
+    if mixes is not None:
+        weights = np.einsum("bgts,gh->bhts", weights, mixes[1])
     o = weights @ v
     if relative is not None:
         o = o + np.einsum("bhts,tsk->bhtk", weights, relative)
     o = o.transpose(0, 2, 1, 3).reshape(o.shape[0], o.shape[2], -1)
     return dense(o, w, "out/"), scores
+
+
+def synthetic_scores(w, x, keys, mode, count):
+    """Scores [B, H, T, T] of one mode of the Synthesizer, entry by entry."""
+    size, length = x.shape[:2]
+    scores = np.zeros((size, count, length, length))
+    for b, h, i, j in np.ndindex(scores.shape):
+        if mode == "dense":
+            inner = relu(x[b, i] @ w["inner_kernel"][h] + w["inner_bias"][h])
+            scores[b, h, i, j] = inner @ w["outer_kernel"][h][:, j] + w["outer_bias"][h, j]
+        elif mode == "factorized_dense":
+            first = x[b, i] @ w["first_kernel"][h] + w["first_bias"][h]
+            second = x[b, i] @ w["second_kernel"][h] + w["second_bias"][h]
+            scores[b, h, i, j] = first[j // len(second)] * second[j % len(second)]
+        elif mode == "factorized_random":
+            scores[b, h, i, j] = w["random_rows"][h, i] @ w["random_columns"][h, j]
+        elif mode == "dot":
+            q, k = heads(dense(x, w, "query/"), count)[b, h, i], heads(dense(keys, w, "key/"), count)[b, h, j]
+            scores[b, h, i, j] = q @ k / math.sqrt(len(q))
+        else:
+            scores[b, h, i, j] = w["random_table" if mode == "random" else "fixed_table"][h, i, j]
+    return scores
+
+
+def gated_unit(w, x, others=(), *, units, allowed=True, added=0.0, method="squared_relu"):
+    """Gated attention unit (layers.md 10) with swish; `others`: the inputs of k and v in the cross form."""
+    def project(y, name):
+        y = dense(y, w, name)
+        return y / (1 + np.exp(-y))
+
+    inner = project(x, "inner/")
+    if others:
+        u, q, k, v = inner[..., :units], inner[..., units:], project(others[0], "key/"), project(others[1], "value/")
+    else:
+        u, v, z = inner[..., :units], inner[..., units : 2 * units], inner[..., 2 * units :]
+        q, k = (z * w[f"{name}_gamma"] + w.get(f"{name}_beta", 0.0) for name in ("query", "key"))
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]) + added
+    return dense(u * (normalized(scores, allowed, method) @ v), w, "out/")
 
 
 def sinusoidal(positions, width, base=10000):
