@@ -46,7 +46,7 @@ FILE_FORMATS = {"bert4x.models.checkpoint", "bert4x.models.tensor_file"}
 # may import all. A family writes its weight table and initial values with the words of `weights` and
 # `initializers`.
 MODELS_BOTTOM = {
-    "config", "options", "blocks", "resize", "weights", "initializers", "step",
+    "config", "options", "blocks", "attention", "resize", "weights", "initializers", "step",
     "checkpoint", "checkpoint_path", "tensor_file", "tensor_index", "tensor_writer", "applications",
 }
 MODELS_ABOVE = {

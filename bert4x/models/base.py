@@ -8,20 +8,18 @@ from bert4x.backend import get_activation, keras
 from bert4x.layers import (
     Add,
     CombinedMask,
-    Concatenate1D,
     Embedding,
     FeedForward,
     LayerNormalization,
-    MultiHeadAttention,
     TruncatedNormal,
 )
 from bert4x.models import step, weights
+from bert4x.models.attention import SelfAttention
 from bert4x.models.blocks import Pass, post_norm
 from bert4x.models.checkpoint import open_checkpoint, write_safetensors, write_tensorflow
-from bert4x.models.options import Options
 
 
-class Transformer(Options):
+class Transformer(SelfAttention):
     """Builds one Keras functional model out of named layers.
 
     Hooks that families override: `part`, `get_inputs`, `embed`, `attention_position`, `application_mask`, `residual`,
@@ -216,49 +214,6 @@ class Transformer(Options):
         """The parts of a block, [(kind, function of x, name and walk)]."""
         return [("MultiHeadSelfAttention", self.attention), ("FeedForward", self.feed_forward)]
 
-    def attention(self, x, name, walk):
-        """Self-attention with the masks, position term and residual scores of this walk."""
-        layer = self.layer(name, MultiHeadAttention, **self.attention_options())
-        biases = [*walk.masks] + ([] if walk.scores is None else [walk.scores])
-        terms = [] if walk.position is None else [walk.position]
-        o, cache, *scores = layer(
-            [x, *self._keys_and_values(x, name), *biases, *terms],
-            a_bias=len(biases) or None,
-            p_bias=self.attention_position if terms else None,
-            **walk.cache(),
-        )
-        walk.caches.append(cache)
-        walk.scores = scores[0] if scores else None
-        return o
-
-    def _keys_and_values(self, x, name):
-        """What keys and values are made of: x, behind the states that attention_caches gives for this layer."""
-        if name not in (self.attention_caches or {}):
-            return x, x
-        if self.attention_position or self.application != "encoder":
-            raise ValueError(
-                "attention_caches put states before the keys and values of an encoder with absolute positions; "
-                f"{type(self).__name__} counts positions inside attention, or masks by position"
-            )
-        parts = zip(("Keys", "Values"), self.attention_caches[name], strict=True)
-        return [self.layer(f"{name}-Cached-{part}", Concatenate1D)([cache, x]) for part, cache in parts]
-
-    def attention_options(self):
-        """Arguments of every attention layer; a family adds what its own differ in."""
-        return {
-            "heads": self.num_attention_heads,
-            "head_size": self.attention_head_size,
-            "key_size": self.attention_key_size,
-            "out_dim": self.hidden_size,
-            "use_bias": self.use_bias,
-            "attention_dropout": self.attention_dropout_rate,
-            "kernel_initializer": self.initializer,
-            "return_cache": True,
-            "return_attention_scores": self.residual_attention_scores,
-            "fused": self.fused_attention,
-            "remat": self.remat,
-        }
-
     def feed_forward(self, x, name, walk):
         """The position-wise layer."""
         return self.layer(name, FeedForward, **self.feed_forward_options())(x)
@@ -314,11 +269,6 @@ class Transformer(Options):
     def step_inputs(self):
         """The inputs of a decoding step besides caches and slots, {role: tensor}."""
         return {role: keras.Input((None,), dtype=x.dtype, name=role) for role, x in self.get_inputs().items()}
-
-    @property
-    def position_limit(self):
-        """Number of positions that the model has a table for; None where they are relative, computed or given."""
-        return None
 
     @property
     def compute_dtype(self):

@@ -113,7 +113,8 @@ class BERT(Transformer):
 
     @property
     def position_limit(self):
-        return None if self.custom_position_ids else self.position_rows
+        limits = [super().position_limit, None if self.custom_position_ids else self.position_rows]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def position_rows(self):

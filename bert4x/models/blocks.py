@@ -45,7 +45,9 @@ class Pass:
 
     def cache(self):
         """What the next call of self-attention gets besides its inputs."""
-        return {"cache": self.given[len(self.caches)], "start": self.start} if self.is_step else {}
+        if not self.is_step:
+            return {}
+        return {"cache": self.given[len(self.caches)], "start": self.start, "padding": self.padding}
 
     def context_cache(self):
         """What the cross-attention of this block, called after its self-attention, gets besides its inputs."""

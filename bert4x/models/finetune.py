@@ -31,6 +31,8 @@ def set_trainable(model, patterns):
 def enable_lora(model, rank, *, alpha=None):
     """Freeze a model except low-rank additions to the query and value kernels (and the biases of these two).
 
+    The weights that a variant of attention has besides are trained too: a checkpoint may not have brought them.
+
     W x + (alpha / rank) A B x with A [D, rank], B [rank, H K], B starting at zero.
 
     Args:
@@ -44,7 +46,9 @@ def enable_lora(model, rank, *, alpha=None):
         if not isinstance(layer, MultiHeadAttention):
             layer.trainable = False
             continue
-        layer.key.trainable = layer.out.trainable = False
-        for dense in (layer.query, layer.value):
-            if not dense.lora_enabled:
+        parts = {name: getattr(layer, name) for name in ("query", "key", "value", "out") if hasattr(layer, name)}
+        for name, dense in parts.items():
+            if name in ("key", "out"):
+                dense.trainable = False
+            elif not dense.lora_enabled:
                 dense.enable_lora(rank, lora_alpha=alpha)

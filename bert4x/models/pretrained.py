@@ -66,7 +66,19 @@ def pretrained_config(builder):
         config.setdefault("attention_head_size", builder.attention_head_size)
     if builder.attention_key_size != builder.attention_head_size:
         config["attention_key_size"] = builder.attention_key_size
+    if builder.attention_variant != "standard" or builder.attention_settings:
+        config |= _variant(builder)
     return config | builder.pretrained_extras()
+
+
+def _variant(builder):
+    """The variant of attention, which no other library reads."""
+    if not isinstance(builder.attention_variant, str):
+        raise ValueError(
+            f"config.json cannot hold the class {builder.attention_variant.__name__} of attention_variant: use "
+            "model.save('name.keras')"
+        )
+    return {name: getattr(builder, name) for name in ("attention_variant", "attention_settings")}
 
 
 def _activation(name):

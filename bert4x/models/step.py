@@ -61,14 +61,13 @@ def _logits(builder, roles, walk, last_only):
 
 def _caches(builder, max_length):
     """Inputs for the caches of all calls of self-attention."""
-    options = builder.attention_options()
-    heads = options.get("key_value_heads") or options["heads"]
-    sizes = {"key": options["key_size"] or options["head_size"], "value": options["head_size"]}
-    return {
-        f"{kind}_{i}": keras.Input((max_length, heads, size), dtype=builder.compute_dtype, name=f"{kind}_{i}")
-        for i in range(builder.num_blocks)
-        for kind, size in sizes.items()
-    }
+    inputs = {}
+    for i in range(builder.num_blocks):
+        layer = builder.layers[builder.part(i, "MultiHeadSelfAttention")]
+        for kind, sizes in zip(("key", "value"), layer.cache_sizes, strict=True):
+            name = f"{kind}_{i}"
+            inputs[name] = keras.Input((max_length, *sizes), dtype=builder.compute_dtype, name=name)
+    return inputs
 
 
 def _outputs(model):

@@ -135,7 +135,7 @@ class T5Base(Transformer):
             f"{self.stack}-Embedding-Relative-Position",
             RelativePositionEmbeddingT5,
             input_dim=self.relative_attention_num_buckets,
-            output_dim=self.num_attention_heads,
+            output_dim=self.score_heads,
             max_distance=self.relative_attention_max_distance,
             bidirectional=self.stack == "Encoder",
             embeddings_initializer=self.initializer,

@@ -26,12 +26,14 @@ class Source(NamedTuple):
     rows: 'token' or 'position' if the rows are tokens (keep_tokens applies) or positions (fewer may be taken); 'column'
         if the columns of our kernel are tokens.
     part: (i, n) if the file holds n variables side by side on the last axis, of which this is number i.
+    optional: a file without it is in order; the variable keeps its initial values.
     """
 
     name: str
     transpose: bool = False
     rows: str | None = None
     part: tuple | None = None
+    optional: bool = False
 
 
 def dense(prefix):
@@ -168,10 +170,14 @@ def table_rows(builder, naming, table=None):
 
 
 def join_parts(parts):
-    """The array of a file variable, from its rows and the values of our variables: [(Row, array)]."""
-    ordered = sorted(parts, key=lambda part: part[0].part or (0, 1))
-    arrays = [array.T if row.transpose else array for row, array in ordered]
-    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
+    """The array of a file variable, from its rows and the values of our variables: [(Row, array)].
+
+    Parts that the model lacks (attention without queries and keys) are zeros.
+    """
+    places = {(row.part or (0, 1))[0]: array.T if row.transpose else array for row, array in parts}
+    some, count = next(iter(places.values())), (parts[0][0].part or (0, 1))[1]
+    arrays = [places[i] if i in places else np.zeros_like(some) for i in range(count)]
+    return np.ascontiguousarray(arrays[0] if count == 1 else np.concatenate(arrays, axis=-1))
 
 
 class _Entry(NamedTuple):
@@ -184,6 +190,7 @@ class _Entry(NamedTuple):
 
 def entries(builder, naming, table=None):
     """The rows of a weight table whose layers exist in the builder, with names in the given naming."""
+    table = builder.fitted_table(builder.weight_table() if table is None else table)
     for row in table_rows(builder, naming, table):
         layer = builder.layers.get(row.layer)
         if layer is not None:
@@ -218,7 +225,7 @@ def load_weights(builder, checkpoint, *, table=None, tolerant=False, resize=Fals
     for entry in wanted:
         name = find_name(entry.row.name, index, builder.fallback_names)
         if name is None:
-            report.missing.append(entry.row.name)
+            report.missing += [] if entry.row.source.optional else [entry.row.name]
             continue
         got, want = _loaded_shape(builder, checkpoint, entry, name), tuple(entry.variable.shape)
         if got == want or (resize and len(got) == len(want)):

@@ -27,6 +27,8 @@ COVERED = {
     "layer_norm_cond_hidden_size": "test_condition",
     "layer_norm_cond_hidden_act": "test_condition",
     "additional_input_layers": "test_condition",
+    "attention_variant": "test_attention_variants.py::test_pretrained_weights_with_a_synthesizer",
+    "attention_settings": "test_attention_variants.py::test_pretrained_weights_with_a_synthesizer",
     "attention_mask": "test_attention_mask",
     "attention_caches": "test_recognised.py::test_attention_caches",
     "output_hidden_states": "test_hidden_states_equal_the_reference",

@@ -14,6 +14,8 @@ PROMPT = 4  # slots of the prefill: all of the second row
 CONDITION = {"layer_norm_cond_hidden_size": 3, "layer_norm_cond_hidden_act": "relu"}
 LINEAR = {"lm": {"final_activation": "linear"}, "t5": {"with_lm": "linear"}, "bert": {"with_mlm": "linear"}}
 BERT = {**tiny.CONFIG, "vocab_size": 17}
+SYNTHESIZER = {"attention_variant": "synthesizer", "attention_settings": {"mode": ["dense", "random", "dot"]}}
+RANDOM = {"attention_variant": "synthesizer", "attention_settings": {"mode": "factorized_random", "max_length": 8}}
 HIERARCHICAL = {**BERT, "hierarchical_position": True, "max_position": 3}
 
 # row -> (model, application, configuration and options)
@@ -34,6 +36,11 @@ ROWS |= {
     "bert unilm, key size": ("bert", "unilm", {**BERT, **LINEAR["bert"], "attention_key_size": 7}),
     "bert unilm, condition": ("bert", "unilm", {**BERT, **LINEAR["bert"], **CONDITION}),
     "t5.1.1_decoder": ("t5.1.1_decoder", "encoder", {**generative.GATED, **LINEAR["t5"], "context_mask": True}),
+    "bert lm, talking heads": ("bert", "lm", {**BERT, **LINEAR["bert"], "attention_variant": "talking_heads"}),
+    "bert unilm, synthesizer": ("bert", "unilm", {**BERT, **LINEAR["bert"], **SYNTHESIZER}),
+    "nezha lm, synthesizer": ("nezha", "lm", {**BERT, **LINEAR["bert"], **SYNTHESIZER}),
+    "gpt2 synthesizer": ("gpt2", "lm", {**generative.TABLE, **LINEAR["lm"], **RANDOM}),
+    "t5 synthesizer": ("t5.1.1", "encoder", {**generative.GATED, **LINEAR["t5"], **RANDOM}),
     "bert lm, fused": ("bert", "lm", {**BERT, **LINEAR["bert"], "fused_attention": True}),
 }
 
