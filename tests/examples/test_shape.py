@@ -23,8 +23,8 @@ def test_script_has_the_common_form(path):
     assert all(f'"{flag}"' in text for flag in ("--config", "--checkpoint", "--vocab"))
 
 
-# The scripts that compare optimizers and that train a model on the spot only to show a head.
-UNWATCHED = {"task_optimizers_comparison", "basic_masked_language_model"}
+# The scripts that compare optimizers and attention, and that train a model on the spot only to show a head.
+UNWATCHED = {"task_optimizers_comparison", "task_attention_variants", "basic_masked_language_model"}
 TRAINING = [path for path in SCRIPTS if ".fit(" in path.read_text(encoding="utf-8") and path.stem not in UNWATCHED]
 
 
