@@ -317,6 +317,13 @@ def take_rows(variable, rows):
     return tf.gather(variable.value if isinstance(variable, keras.Variable) else variable, rows)
 
 
+def look_up(table, ids):
+    """Rows of a table, a variable, by integer ids [...]; ids below 0 count from its end, as in `ops.take`."""
+    if _BACKEND != "tensorflow":
+        return ops.take(table, ids, axis=0)
+    return take_rows(table, tf.where(ids < 0, ids + table.shape[0], ids))
+
+
 def row_slices(values, rows):
     """What an optimizer's `assign` takes to overwrite only some rows of a variable, on TensorFlow.
 

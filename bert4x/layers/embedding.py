@@ -31,7 +31,11 @@ class Embedding(keras.layers.ReversibleEmbedding):
         self.check_ids = check_ids
 
     def call(self, inputs, mode="embedding"):
-        return super().call(self._checked(inputs, mode), reverse=mode == "dense")
+        inputs = self._checked(inputs, mode)
+        if mode == "dense" or self.lora_enabled:
+            return super().call(inputs, reverse=mode == "dense")
+        # Keras reads the whole table, which TensorFlow copies once an optimizer writes single rows of it.
+        return ops.cast(runtime.look_up(self._embeddings, ops.cast(inputs, "int32")), self.compute_dtype)
 
     def quantized_call(self, inputs, mode="embedding"):
         return super().quantized_call(self._checked(inputs, mode), reverse=mode == "dense")

@@ -9,6 +9,7 @@ import pytest
 
 from bert4x import optimizers as o
 from bert4x.backend import keras, ops, runtime
+from bert4x.layers import Embedding
 from bert4x.snippets import LearningRateLogger, Resume
 from tests.conftest import ROOT
 from tests.optimizers.problems import EMBEDDINGS, START, all_gradients, assert_near
@@ -187,6 +188,18 @@ def test_rows_alone_give_the_same_as_whole_gradients(base, monkeypatch):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(results[0][0][9:], start[9:])  # ids that never occur
     assert (results[0][0][:9] != start[:9]).all()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others have no slices")
+def test_looking_up_rows_reads_no_whole_table():
+    """A table of which an optimizer writes rows is copied whenever it is read as a whole."""
+    import tensorflow as tf
+
+    layer = Embedding(11, 4)
+    layer.build((None, 3))
+    graph = tf.function(layer).get_concrete_function(tf.zeros((2, 3), "int32")).graph
+    kinds = [operation.type for operation in graph.get_operations()]
+    assert "ResourceGather" in kinds and "ReadVariableOp" not in kinds
 
 
 def test_slices_with_repeated_rows_are_summed():
