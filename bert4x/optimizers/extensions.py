@@ -94,7 +94,8 @@ def extend_with_lazy_optimization(base, name=None):
             include_in_lazy_optimization: patterns, usually ["Embedding"]; default [].
             freeze_moments: whether the moments of those rows stay too; default False: they decay. With it, Adam, AdaX
                 and Lion of bert4x touch only the rows in the batch on TensorFlow, unless there is accumulation,
-                clipping or an extension that needs the whole variable.
+                clipping or an extension that needs the whole variable. Look the rows up with `bert4x.layers.Embedding`
+                in float32: Keras' own layer, and the cast of mixed precision, read the whole table.
         name: name of the class.
     """
     return extend(base, parts.LazyOptimization, parts.ORDER, name)
