@@ -18,6 +18,7 @@ from bert4x.backend.functions import (
 from bert4x.backend.graph import graph_nodes, rewired, search_layer, walk_layers
 from bert4x.backend.losses import (
     RDropCrossentropy,
+    focal_loss,
     multilabel_categorical_crossentropy,
     sequence_accuracy,
     sequence_crossentropy,
@@ -51,6 +52,7 @@ __all__ = [
     "combine_masks",
     "divisible_temporal_padding",
     "flatten",
+    "focal_loss",
     "gelu_erf",
     "gelu_tanh",
     "get_activation",

@@ -1,4 +1,4 @@
-"""Losses: multi-label cross-entropies, cross-entropy of sequences with weights and label smoothing, R-Drop."""
+"""Losses: multi-label and focal cross-entropies, cross-entropy of sequences with weights and smoothing, R-Drop."""
 
 import keras
 from keras import ops
@@ -86,6 +86,28 @@ def _membership(ids, scores):
     places = ops.reshape(ids + width * ops.expand_dims(ops.arange(rows), 1), (-1, 1))
     counts = ops.scatter(places, ops.ones_like(places[:, 0]), (rows * width,))
     return ops.reshape(counts, shape) > 0
+
+
+@keras.saving.register_keras_serializable(package="bert4x")
+def focal_loss(y_true, y_pred, alpha=0.25, gamma=2.0):
+    """Binary cross-entropy of each element, with less weight for those that are right already.
+
+    L = -alpha y ln(p) (1 - p)^gamma - (1 - alpha) (1 - y) ln(1 - p) p^gamma, in nats. Its mean over what is not masked
+    is `weighted_mean(focal_loss(y, p), mask)`.
+
+    Args:
+        y_true: targets y in [0, 1].
+        y_pred: probabilities p; p and 1 - p count as 1e-8 at least inside the logarithms.
+        alpha: share of the positives in the weight.
+        gamma: power >= 0; 0 gives the weighted cross-entropy.
+    Shapes: both [...]; returns [...], float32 (float64 for float64 probabilities).
+    Source: arXiv:1708.02002 eq. 5.
+    """
+    p, _ = _scores(y_pred)
+    y = ops.stop_gradient(ops.cast(y_true, p.dtype))
+    right, wrong = (ops.log(ops.maximum(q, 1e-8)) for q in (p, 1.0 - p))
+    positive = alpha * y * right * (1.0 - p) ** gamma
+    return -positive - (1.0 - alpha) * (1.0 - y) * wrong * p**gamma
 
 
 def sequence_crossentropy(y_true, y_pred, mask=None, *, from_logits=False, label_smoothing=0.0):

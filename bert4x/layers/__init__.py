@@ -3,6 +3,7 @@
 from bert4x.layers.attention import MultiHeadAttention
 from bert4x.layers.base import Layer
 from bert4x.layers.crf import ConditionalRandomField
+from bert4x.layers.dgcnn import AttentionPooling1D, CharacterWordEmbedding, DilatedGatedConv1D
 from bert4x.layers.embedding import Add, Concatenate1D, Embedding
 from bert4x.layers.exposure import ExpectedEmbedding, HighestScores, PreviousOutputs, RandomReplacement
 from bert4x.layers.feedforward import FeedForward
@@ -12,6 +13,7 @@ from bert4x.layers.loss import Loss, SequenceCrossEntropy
 from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
 from bert4x.layers.memm import MaximumEntropyMarkovModel
 from bert4x.layers.norms import LayerNormalization, ScaleOffset
+from bert4x.layers.onlstm import ONLSTM
 from bert4x.layers.pointer import EfficientGlobalPointer, GlobalPointer
 from bert4x.layers.pooling import FirstToken, GlobalAveragePooling1D, GlobalMaxPooling1D
 from bert4x.layers.positions import (
@@ -24,15 +26,19 @@ from bert4x.layers.positions import (
 )
 from bert4x.layers.synthesizer import SynthesizerAttention
 from bert4x.layers.talking_heads import TalkingHeadsAttention
+from bert4x.layers.vq import VectorQuantizer
 
 __all__ = [
     "Add",
+    "AttentionPooling1D",
     "CausalMask",
+    "CharacterWordEmbedding",
     "CombinedMask",
     "Concatenate1D",
     "ConditionalRandomField",
     "DepthScaledNormal",
     "EfficientGlobalPointer",
+    "DilatedGatedConv1D",
     "Embedding",
     "ExpectedEmbedding",
     "FeedForward",
@@ -47,6 +53,7 @@ __all__ = [
     "Loss",
     "MaximumEntropyMarkovModel",
     "MultiHeadAttention",
+    "ONLSTM",
     "PositionEmbedding",
     "PreviousOutputs",
     "RandomReplacement",
@@ -61,4 +68,5 @@ __all__ = [
     "TalkingHeadsAttention",
     "TruncatedNormal",
     "UniLMMask",
+    "VectorQuantizer",
 ]

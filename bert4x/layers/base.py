@@ -25,16 +25,20 @@ class Layer(keras.layers.Layer):
         Args:
             shape: shape of its input.
         """
+        return self.add_sublayer(name, keras.layers.Dense, units, shape=shape, **kwargs)
+
+    def add_sublayer(self, name, layer_class, *args, shape, **kwargs):
+        """`add_dense` for another class: `self.<name> = layer_class(*args, ...)`; Keras must quantise it, too."""
         overrides = self._sublayer_overrides.get(name, {})
         if "kernel_initializer" in kwargs:
             # An initialiser gives the same values at each call, so each kernel gets its own.
             kwargs["kernel_initializer"] = keras.initializers.get(kwargs["kernel_initializer"]).clone()
         own = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        dense = keras.layers.Dense(units, name=name, **{**own, **kwargs, **overrides})
+        layer = layer_class(*args, name=name, **{**own, **kwargs, **overrides})
         self._dense_names.append(name)
-        setattr(self, name, dense)
-        dense.build(shape)
-        dense.lora_alpha = overrides.get("lora_alpha", dense.lora_alpha)  # Keras' build takes the rank for it
+        setattr(self, name, layer)
+        layer.build(shape)
+        layer.lora_alpha = overrides.get("lora_alpha", layer.lora_alpha)  # Keras' build takes the rank for it
 
     def compute_mask(self, inputs, mask=None):
         return mask[0] if isinstance(mask, (list, tuple)) else mask

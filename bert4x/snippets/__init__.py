@@ -21,6 +21,7 @@ from bert4x.snippets.inference import predict_batched
 from bert4x.snippets.last_token import LastToken
 from bert4x.snippets.padding import bucket_length, sequence_padding, to_array, truncate_sequences
 from bert4x.snippets.parallel import parallel_apply, parallel_apply_generator
+from bert4x.snippets.reading import CharacterWords, character_ids, extract_answers
 from bert4x.snippets.search import (
     is_one_of,
     longest_common_subsequence,
@@ -30,6 +31,7 @@ from bert4x.snippets.search import (
 from bert4x.snippets.seed import set_seed
 from bert4x.snippets.semi_supervised import SemiSupervised
 from bert4x.snippets.tagging import entities_to_tags, longest_match, read_entities, tags_to_entities
+from bert4x.snippets.trees import build_tree, tree_text
 from bert4x.snippets.viterbi import ViterbiDecoder
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "BestWeights",
     "CachedStep",
     "Chain",
+    "CharacterWords",
     "Context",
     "DataGenerator",
     "ForcedPrefix",
@@ -67,11 +70,14 @@ __all__ = [
     "ViterbiDecoder",
     "adversarial_training",
     "bucket_length",
+    "build_tree",
+    "character_ids",
     "convert_to_str",
     "convert_to_unicode",
     "draw",
     "entities_to_tags",
     "exhausted",
+    "extract_answers",
     "filter_min_p",
     "filter_top_k",
     "filter_top_p",
@@ -106,6 +112,7 @@ __all__ = [
     "tags_to_entities",
     "text_segmentate",
     "to_array",
+    "tree_text",
     "truncate_sequences",
     "uniform_numbers",
     "uniout",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.reference import chains
+from tests.reference import chains, recurrent
 from tests.reference import layers as reference
 
 SIZES = {"B": 2, "T": 5, "S": 4}
@@ -47,7 +47,7 @@ class Row:
     call: keyword arguments of its call.
     mask: what becomes of the mask of the first masked input: passes, drops, or makes (a mask out of ids).
     ignores: numbers of the inputs whose masked positions have no influence on any output.
-    dtype: dtype of the output where that is not the policy's compute dtype.
+    dtype: dtype of the output where that is not the policy's compute dtype; a tuple, None for that, of several.
     """
 
     options: dict
@@ -56,7 +56,7 @@ class Row:
     reference: Callable
     call: dict = dataclasses.field(default_factory=dict)
     mask: str = "passes"
-    dtype: str | None = None
+    dtype: str | tuple | None = None
     ignores: tuple = ()
 
     @property
@@ -385,7 +385,60 @@ STRUCTURE = {
     ),
 }
 
+RECURRENT = {
+    "AttentionPooling1D": Row(
+        {"hidden_dim": 5}, [X], ("B", 8), lambda w, m, x: recurrent.attention_pooled(w, x, m[0]), mask="drops",
+        ignores=(0,),
+    ),
+    "CharacterWordEmbedding": Row(
+        {"input_dim": 7, "output_dim": 4}, [IDS, Input(("B", "T", 6))], ("B", "T", 4),
+        lambda w, m, ids, v: w["characters/embeddings"][ids] + v @ w["projection/kernel"], mask="makes",
+    ),
+    "DilatedGatedConv1D": Row(
+        {"rate": 2}, [X], ("B", "T", 8), lambda w, m, x: recurrent.gated_convolution(w, x, m[0], rate=2), ignores=(0,)
+    ),
+    "DilatedGatedConv1D projected": Row(
+        {"out_dim": 6, "drop_gate": 0.1}, [X], ("B", "T", 6), lambda w, m, x: recurrent.gated_convolution(w, x, m[0]),
+        ignores=(0,),
+    ),
+    "DilatedGatedConv1D without residual": Row(
+        {"out_dim": 6, "kernel_size": 5, "residual": False}, [X], ("B", "T", 6),
+        lambda w, m, x: recurrent.gated_convolution(w, x, m[0], residual=False), ignores=(0,),
+    ),
+    "ONLSTM": Row(
+        {"units": 6, "levels": 3, "return_sequences": True, "dropconnect": 0.2}, [X], ("B", "T", 6),
+        lambda w, m, x: recurrent.on_lstm(w, x, m[0], levels=3)[0], ignores=(0,),
+    ),
+    "ONLSTM last": Row(
+        {"units": 6, "levels": 2, "input_gate": "one_minus_cumax"}, [X], ("B", 6),
+        lambda w, m, x: recurrent.on_lstm(w, x, m[0], levels=2, exclusive=True)[0][:, -1], mask="drops", ignores=(0,),
+    ),
+    "ONLSTM distances": Row(
+        {"units": 6, "levels": 3, "return_sequences": True, "return_distances": True}, [X],
+        [("B", "T", 6), ("B", "T"), ("B", "T")], lambda w, m, x: recurrent.on_lstm(w, x, m[0], levels=3), ignores=(0,),
+        dtype=(None, "float32", "float32"),
+    ),
+    "VectorQuantizer": Row(
+        {"num_codes": 5, "dim": 8}, [X], ("B", "T", 8),
+        lambda w, m, x: w["codebook"][recurrent.nearest(w["codebook"], x)],
+    ),
+    "VectorQuantizer means, indices": Row(
+        {"num_codes": 5, "dim": 8, "ema": True, "restart_below": 0.1, "return_indices": True}, [X],
+        [("B", "T", 8), ("B", "T")],
+        lambda w, m, x: [w["codebook"][recurrent.nearest(w["codebook"], x)], recurrent.nearest(w["codebook"], x)],
+        dtype=(None, "int32"),
+    ),
+    "VectorQuantizer encode": Row(
+        {"num_codes": 5, "dim": 8, "restart_below": 0.1}, [X], ("B", "T"), call={"mode": "encode"}, dtype="int32",
+        reference=lambda w, m, x: recurrent.nearest(w["codebook"] + w["shift"], x),
+    ),
+    "VectorQuantizer decode": Row(
+        {"num_codes": 7, "dim": 3}, [IDS], ("B", "T", 3), lambda w, m, ids: w["codebook"][ids], mask="drops",
+        call={"mode": "decode"},
+    ),
+}
+
 for _row in ATTENTION.values():
     _row.ignores = (1, 2)
 
-ROWS = {**ATTENTION, **VARIANTS, **POSITIONS, **REST, **TRAINING, **STRUCTURE}
+ROWS = {**ATTENTION, **VARIANTS, **POSITIONS, **REST, **TRAINING, **STRUCTURE, **RECURRENT}
