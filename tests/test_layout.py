@@ -347,7 +347,7 @@ def test_every_open_names_its_encoding():
 def text_files():
     """Every file of the repository that a person wrote, apart from data."""
     kinds = {".py", ".md", ".toml", ".yml", ".yaml", ".cfg", ".sh"}
-    folders = [ROOT / name for name in ("bert4x", "examples", "scripts", "tests", ".github", ".ci")]
+    folders = [ROOT / name for name in ("bert4x", "docs", "examples", "scripts", "tests", ".github", ".ci")]
     paths = [*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]
     return [path for path in paths if path.suffix in kinds] + [ROOT / "Makefile", ROOT / ".ci/run"]
 

@@ -20,7 +20,7 @@ class _Perplexity(keras.metrics.Metric):
 
     def reset_state(self):
         """Begin anew."""
-        self.counts().assign(ops.zeros_like(self.counts()))
+        self.counts().assign(ops.zeros_like(self.counts().value))
 
 
 def perplexity(counts):
@@ -183,11 +183,12 @@ class VectorQuantizer(Layer):
         drawn = ops.take(z, ops.take(ops.argsort(keys), turn), axis=0)
         self.usage.assign(ops.where(dead, 1.0, usage))
         if self.ema:
-            self.cluster_size.assign(ops.where(dead, 1.0, self.cluster_size))
-            self.code_sum.assign(ops.where(dead[:, None], drawn, self.code_sum))
-            self.codebook.assign(ops.where(dead[:, None], drawn, self.codebook))
+            self.cluster_size.assign(ops.where(dead, 1.0, self.cluster_size.value))
+            self.code_sum.assign(ops.where(dead[:, None], drawn, self.code_sum.value))
+            self.codebook.assign(ops.where(dead[:, None], drawn, self.codebook.value))
         else:
-            self.shift.assign(ops.where(dead[:, None], drawn - ops.stop_gradient(self.codebook), self.shift))
+            moved = drawn - ops.stop_gradient(self.codebook.value)
+            self.shift.assign(ops.where(dead[:, None], moved, self.shift.value))
 
     def compute_mask(self, inputs, mask=None):
         # Keras does not tell the mode of the call, and with one output takes the first.
