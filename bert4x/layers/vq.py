@@ -104,6 +104,14 @@ class VectorQuantizer(Layer):
         moved = self.restart_below and not self.ema
         return ops.convert_to_tensor(self.codebook) + (ops.convert_to_tensor(self.shift) if moved else 0.0)
 
+    def set_codes(self, vectors):
+        """Start from K given vectors [K, D], e.g. encoder outputs, in place of small random ones."""
+        self.codebook.assign(vectors)
+        if self.ema:
+            self.code_sum.assign(self.codebook.value * self.cluster_size.value[:, None])
+        elif self.restart_below:
+            self.shift.assign(ops.zeros_like(self.shift.value))
+
     def encode(self, inputs):
         """Vectors [..., D] -> numbers of their nearest codes, int32 [...]."""
         return self(inputs, mode="encode")

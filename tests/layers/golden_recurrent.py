@@ -100,7 +100,8 @@ def quantizer_means(case):
     layer.build()
     randomize(layer)
     z, indices = case.inputs["z"].astype("float32"), case.inputs["indices"]
-    layer.codebook.assign([z[indices == j].mean(0) if (indices == j).any() else [9, 9, 9] for j in range(5)])
+    means = [z[indices == j].mean(0) if (indices == j).any() else [9, 9, 9] for j in range(5)]
+    layer.codebook.assign(np.array(means))
     layer.cluster_size.assign(case.weights["cluster_size"])
     layer.code_sum.assign(case.weights["code_sum"])
     np.testing.assert_array_equal(to_arrays(layer(z, training=True))[1], indices)

@@ -16,23 +16,23 @@ MASK = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 
 def made(num_codes=5, **options):
     layer = VectorQuantizer(num_codes, 3, **options)
     layer.build()
-    for variable in (layer.codebook, layer.code_sum) if layer.ema else (layer.codebook,):
-        variable.assign(np.random.default_rng(1).standard_normal((num_codes, 3)))
+    layer.set_codes(np.random.default_rng(1).standard_normal((num_codes, 3)))
     return layer
 
 
 def test_reconstruction_reaches_the_encoder_and_not_the_codebook():
     layer = made(commitment_weight=0.0, codebook_weight=0.0)
-    target = np.random.default_rng(5).standard_normal(Z.shape).astype("float32")
+    target = ops.convert_to_tensor(np.random.default_rng(5).standard_normal(Z.shape).astype("float32"))
     _, gradient = runtime.value_and_grad(lambda z: ops.sum(ops.square(layer(z) - target)), Z)
-    np.testing.assert_allclose(to_arrays(gradient)[0], 2 * (to_arrays(layer(Z))[0] - target), atol=1e-5)
+    want = 2 * (to_arrays(layer(Z))[0] - to_arrays(target)[0])
+    np.testing.assert_allclose(to_arrays(gradient)[0], want, atol=1e-5)
     assert (gradients(layer, lambda: ops.sum(ops.square(layer(Z) - target)))["codebook"] == 0).all()
 
 
 def test_losses_have_their_weights():
     one = made(codebook_weight=2.0, commitment_weight=0.5)
     quantized = to_arrays(one(Z))[0]
-    np.testing.assert_allclose(float(one.losses[0]), 2.5 * np.mean((quantized - Z) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(to_arrays(one.losses[0])[0], 2.5 * np.mean((quantized - Z) ** 2), rtol=1e-5)
 
 
 def test_what_is_masked_counts_for_nothing():
@@ -40,13 +40,13 @@ def test_what_is_masked_counts_for_nothing():
     masked, alone = made(ema=True), made(ema=True)
     masked(WithMask()([Z, MASK]), training=True)
     alone(Z[MASK], training=True)
-    np.testing.assert_allclose(float(masked.losses[0]), float(alone.losses[0]), rtol=1e-5)
+    np.testing.assert_allclose(*(to_arrays(layer.losses[0])[0] for layer in (masked, alone)), rtol=1e-5)
     for a, b in zip(masked.get_weights(), alone.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert masked.code_counts.numpy().sum() == MASK.sum()
     nothing = made(ema=True, restart_below=0.5)
     nothing(WithMask()([Z, np.zeros_like(MASK)]), training=True)
-    assert float(nothing.losses[0]) == 0 and all(np.isfinite(w).all() for w in nothing.get_weights())
+    assert to_arrays(nothing.losses[0])[0] == 0 and all(np.isfinite(w).all() for w in nothing.get_weights())
 
 
 def test_encode_and_decode():
@@ -107,7 +107,9 @@ def test_training_finds_clusters(options, compiled, tmp_path):
     inputs = keras.Input((None, 3))
     layer = VectorQuantizer(8, 3, name="vq", **options)
     model = keras.Model(inputs, layer(keras.layers.Dense(3, kernel_initializer="identity")(inputs)))
-    model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=compiled)
+    if not layer.restart_below:  # without restarts it may well collapse to one code
+        layer.set_codes(x[:4].reshape(8, 3))
+    model.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=compiled)
     history = model.fit(x, x, batch_size=32, epochs=8, verbose=0, validation_data=(x, x)).history
     assert np.mean((model.predict(x, verbose=0) - x) ** 2) < 0.4 * x.var(axis=(0, 1)).mean()
     assert 1 < history["perplexity"][-1] <= 8 and 1 < history["val_perplexity"][-1] <= 8
