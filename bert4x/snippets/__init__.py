@@ -30,7 +30,14 @@ from bert4x.snippets.search import (
 )
 from bert4x.snippets.seed import set_seed
 from bert4x.snippets.semi_supervised import SemiSupervised
-from bert4x.snippets.tagging import entities_to_tags, longest_match, read_entities, tags_to_entities
+from bert4x.snippets.tagging import (
+    entities_to_tags,
+    longest_match,
+    read_entities,
+    tags_to_entities,
+    tags_to_words,
+    words_to_tags,
+)
 from bert4x.snippets.trees import build_tree, tree_text
 from bert4x.snippets.viterbi import ViterbiDecoder
 
@@ -110,6 +117,7 @@ __all__ = [
     "strQ2B",
     "string_matching",
     "tags_to_entities",
+    "tags_to_words",
     "text_segmentate",
     "to_array",
     "tree_text",
@@ -117,6 +125,7 @@ __all__ = [
     "uniform_numbers",
     "uniout",
     "virtual_adversarial_training",
+    "words_to_tags",
 ]
 
 # What needs Keras, which takes seconds to import: only who uses these pays.

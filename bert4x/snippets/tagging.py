@@ -1,4 +1,4 @@
-"""Entities of a text and what they are tagged with: column files, tags of tokens, longest matches."""
+"""Entities and words of a text and what they are tagged with: column files, tags of tokens, longest matches."""
 
 from bert4x.snippets.files import open
 
@@ -83,3 +83,25 @@ def longest_match(text, words, longest=None):
             found.append((start, end))
         start = max(end, start + 1)
     return found
+
+
+def words_to_tags(words, spans):
+    """Return a tag per token: 0 a word of its own, 1 begins, 2 is inside of, 3 ends a word; 0 for special tokens.
+
+    Args:
+        words: the words of the text, in order; together they are the text.
+        spans: the character range of each token, None for special ones.
+    """
+    edges, end = {0}, 0
+    for word in words:
+        end += len(word)
+        edges.add(end)
+    names = {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}
+    return [names[span[0] in edges, span[1] in edges] if span else 0 for span in spans]
+
+
+def tags_to_words(text, tags, spans):
+    """Return the words that tags mean: one begins with the text and at each token with the tag 0 or 1."""
+    starts = {0} | {span[0] for tag, span in zip(tags, spans, strict=True) if span and tag in (0, 1)}
+    starts = sorted(starts)
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]

@@ -1,6 +1,13 @@
 """Entities, tags and longest matches."""
 
-from bert4x.snippets import entities_to_tags, longest_match, read_entities, tags_to_entities
+from bert4x.snippets import (
+    entities_to_tags,
+    longest_match,
+    read_entities,
+    tags_to_entities,
+    tags_to_words,
+    words_to_tags,
+)
 
 TYPES = ["LOC", "PER"]
 SPANS = [None, (0, 1), (1, 2), (2, 5), (5, 6), None]
@@ -37,3 +44,12 @@ def test_longest_match():
     assert longest_match("abcabd", {"ab", "abc", "b", "d"}) == [(0, 3), (3, 5), (5, 6)]
     assert longest_match("abcabd", {"ab", "abc", "b"}, longest=2) == [(0, 2), (3, 5)]
     assert longest_match("xy", {}) == []
+
+
+def test_words_and_back():
+    words = ["ab", "cde", "f"]
+    assert words_to_tags(words, SPANS) == [0, 1, 3, 0, 0, 0]
+    assert words_to_tags(["abcde", "f"], SPANS) == [0, 1, 2, 3, 0, 0]
+    assert tags_to_words("abcdef", words_to_tags(words, SPANS), SPANS) == words
+    assert tags_to_words("abcdef", [0, 3, 2, 1, 3, 1], SPANS) == ["ab", "cdef"]
+    assert tags_to_words("ab cd", [0, 1], [(0, 2), (3, 5)]) == ["ab ", "cd"]  # no character is lost
