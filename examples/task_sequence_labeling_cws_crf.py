@@ -27,9 +27,11 @@ from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
 from bert4x.snippets import (
     BestWeights,
     DataGenerator,
+    LearningRateLogger,
+    Resume,
     ViterbiDecoder,
     find_splits,
-    longest_match,
+    longest_words,
     open,
     sequence_padding,
     set_seed,
@@ -59,6 +61,7 @@ parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --ch
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/cws_crf", help="folder for what is written (%(default)s)")
+parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
 parser.add_argument("--smoke", action="store_true", help="600 steps, 1,000 sentences to test; fails below a score")
 args = parser.parse_args()
 
@@ -66,8 +69,8 @@ started = time.perf_counter()
 args.epochs = 3 if args.smoke else args.epochs
 set_seed(args.seed)
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
-# A rate that suits an encoder is too small for the transitions.
-learning_rate, multiplier = args.learning_rate or (2e-5 if args.checkpoint else 1e-3), 1000 if args.checkpoint else 1
+# A rate that suits the encoder is too small for the transitions: from scratch too, in a short run.
+learning_rate, multiplier = args.learning_rate or (2e-5 if args.checkpoint else 1e-3), 1000 if args.checkpoint else 10
 (output := Path(args.output)).mkdir(parents=True, exist_ok=True)
 
 # ---- 2. Data --------------------------------------------------------------------------------------------------------
@@ -166,15 +169,11 @@ schedule = {steps * args.epochs // 10: 1, steps * args.epochs: 0.1}  # linear wa
 optimizer = extend_with_piecewise_linear_lr(Adam)(learning_rate, lr_schedule=schedule, global_clipnorm=1.0)
 model.compile(optimizer, loss=crf.sparse_loss, metrics=[crf.sparse_accuracy])
 best = BestWeights(output / "best.weights.h5", lambda m: segmentation_score(dev, predict(m, dev)[0]).f1, restore=True)
-model.fit(generator.forfit(), steps_per_epoch=steps, epochs=args.epochs, callbacks=[best])
+resume = Resume(output / "run.npz", generator, tracked=[best], fresh=not args.resume)
+callbacks = [LearningRateLogger(), best, resume]
+model.fit(generator.forfit(), steps_per_epoch=steps, epochs=args.epochs, callbacks=callbacks)
 
 # ---- 5. Evaluation --------------------------------------------------------------------------------------------------
-
-
-def matched(text):
-    """Words by the longest match, at most 10 characters, with those of the training data: what to beat."""
-    starts = sorted({0, *(edge for span in longest_match(text, vocabulary, 10) for edge in span)} - {len(text)})
-    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 def write_submission(answers, path):
@@ -185,7 +184,8 @@ def write_submission(answers, path):
 vocabulary, (paths, alone) = {word for words in train for word in words}, predict(model, test)
 write_submission(paths, output / "test_predictions.utf8")
 oracle = [[w for p in pieces(words) for w in tags_to_words("".join(p), *encode(p)[2:])] for words in test]
-answers = {"metric": paths, "argmax": alone, "longest_match": [matched("".join(words)) for words in test]}
+answers = {"metric": paths, "argmax": alone}
+answers |= {"longest_match": [longest_words("".join(words), vocabulary, 10) for words in test]}
 answers |= {"baseline": [list("".join(words)) for words in test], "ceiling": oracle}  # each character is a word
 result = {name: segmentation_score(test, words).f1 for name, words in answers.items()}
 print(f"F1 of words in the {len(test):,} sentences of the test, recalls of known and unknown words:")

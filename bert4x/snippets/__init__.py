@@ -32,7 +32,9 @@ from bert4x.snippets.seed import set_seed
 from bert4x.snippets.semi_supervised import SemiSupervised
 from bert4x.snippets.tagging import (
     entities_to_tags,
+    gazetteer,
     longest_match,
+    longest_words,
     read_entities,
     tags_to_entities,
     tags_to_words,
@@ -91,6 +93,7 @@ __all__ = [
     "filter_typical",
     "find_splits",
     "free_lb",
+    "gazetteer",
     "gradient_penalty",
     "integrated_gradients",
     "is_finite",
@@ -100,6 +103,7 @@ __all__ = [
     "longest_common_subsequence",
     "longest_common_substring",
     "longest_match",
+    "longest_words",
     "lowercase_and_normalize",
     "open",
     "parallel_apply",

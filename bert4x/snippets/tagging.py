@@ -1,5 +1,7 @@
 """Entities and words of a text and what they are tagged with: column files, tags of tokens, longest matches."""
 
+import collections
+
 from bert4x.snippets.files import open
 
 
@@ -83,6 +85,29 @@ def longest_match(text, words, longest=None):
             found.append((start, end))
         start = max(end, start + 1)
     return found
+
+
+def gazetteer(records, texts):
+    """Return, for each text, the entities of the records found by the longest match: the baseline of a model.
+
+    Args:
+        records: (text, [(start, end, type)]); of several types of one name the commonest is taken.
+        texts: where to look.
+    """
+    counts = collections.defaultdict(collections.Counter)
+    for text, entities in records:
+        for start, end, kind in entities:
+            counts[text[start:end]][kind] += 1
+    kinds = {name: found.most_common(1)[0][0] for name, found in counts.items()}
+    longest = max(map(len, kinds), default=0)
+    return [[(*span, kinds[text[slice(*span)]]) for span in longest_match(text, kinds, longest)] for text in texts]
+
+
+def longest_words(text, words, longest=None):
+    """Return the text cut into words by `longest_match`; a character that is in none of them is its own word."""
+    inside = {i for start, end in longest_match(text, words, longest) for i in range(start + 1, end)}
+    starts = [i for i in range(len(text)) if i not in inside]
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 def words_to_tags(words, spans):

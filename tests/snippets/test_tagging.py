@@ -2,7 +2,9 @@
 
 from bert4x.snippets import (
     entities_to_tags,
+    gazetteer,
     longest_match,
+    longest_words,
     read_entities,
     tags_to_entities,
     tags_to_words,
@@ -53,3 +55,11 @@ def test_words_and_back():
     assert tags_to_words("abcdef", words_to_tags(words, SPANS), SPANS) == words
     assert tags_to_words("abcdef", [0, 3, 2, 1, 3, 1], SPANS) == ["ab", "cdef"]
     assert tags_to_words("ab cd", [0, 1], [(0, 2), (3, 5)]) == ["ab ", "cd"]  # no character is lost
+
+
+def test_baselines():
+    records = [("xaby", [(1, 3, "A")]), ("ab", [(0, 2, "B")]), ("abc", [(0, 2, "B"), (0, 3, "C")])]
+    assert gazetteer(records, ["zabczab", ""]) == [[(1, 4, "C"), (5, 7, "B")], []]
+    assert gazetteer([], ["ab"]) == [[]]
+    assert longest_words("xyabcab", {"ab", "abc"}) == ["x", "y", "abc", "ab"]
+    assert longest_words("abcab", {"ab", "abc"}, 2) == ["ab", "c", "ab"]
