@@ -204,6 +204,19 @@ def test_compiled(name, tolerance):
     assert_close(runtime.jit(model)(*inputs), model(inputs), tolerance, name)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is TensorFlow's")
+@pytest.mark.parametrize("name", ROWS)
+def test_exported(name, tmp_path, tolerance):
+    """A SavedModel, served without the layer's class."""
+    nested = model_of(name, built(name))
+    model = keras.Model(nested.inputs, keras.tree.flatten(nested.output))  # a SavedModel has no lists inside lists
+    inputs = model_inputs(name)
+    model.export(tmp_path / "served", format="tf_saved_model", verbose=False)
+    served = keras.layers.TFSMLayer(tmp_path / "served", call_endpoint="serve")
+    assert_close(served([keras.ops.convert_to_tensor(a) for a in inputs]), model(inputs), tolerance, name)
+
+
 @pytest.mark.parametrize("name", ["MultiHeadAttention scores and cache", "PositionEmbedding", "CausalMask"])
 def test_predict(name, tolerance):
     model = model_of(name, built(name))
