@@ -10,7 +10,7 @@ from bert4x.layers.feedforward import FeedForward
 from bert4x.layers.gated import GatedAttentionUnit
 from bert4x.layers.initializers import DepthScaledNormal, TruncatedNormal
 from bert4x.layers.loss import Loss, SequenceCrossEntropy
-from bert4x.layers.masks import CausalMask, CombinedMask, UniLMMask
+from bert4x.layers.masks import AttentionMask, CausalMask, CombinedMask, UniLMMask
 from bert4x.layers.memm import MaximumEntropyMarkovModel
 from bert4x.layers.norms import LayerNormalization, ScaleOffset
 from bert4x.layers.onlstm import ONLSTM
@@ -24,13 +24,18 @@ from bert4x.layers.positions import (
     SinusoidalPositionEmbedding,
     SlotPositions,
 )
+from bert4x.layers.rules import Causal, Packed, Padding, Prefix, Rule, Strided, Window
+from bert4x.layers.sparse import AtrousSelfAttention, LocalSelfAttention, SparseSelfAttention
 from bert4x.layers.synthesizer import SynthesizerAttention
 from bert4x.layers.talking_heads import TalkingHeadsAttention
 from bert4x.layers.vq import VectorQuantizer
 
 __all__ = [
     "Add",
+    "AtrousSelfAttention",
+    "AttentionMask",
     "AttentionPooling1D",
+    "Causal",
     "CausalMask",
     "CharacterWordEmbedding",
     "CombinedMask",
@@ -50,23 +55,31 @@ __all__ = [
     "HighestScores",
     "Layer",
     "LayerNormalization",
+    "LocalSelfAttention",
     "Loss",
     "MaximumEntropyMarkovModel",
     "MultiHeadAttention",
     "ONLSTM",
+    "Packed",
+    "Padding",
     "PositionEmbedding",
+    "Prefix",
     "PreviousOutputs",
     "RandomReplacement",
     "RelativePositionEmbedding",
     "RelativePositionEmbeddingT5",
+    "Rule",
     "ScaleOffset",
     "SequenceCrossEntropy",
     "Sinusoidal",
     "SinusoidalPositionEmbedding",
     "SlotPositions",
+    "SparseSelfAttention",
+    "Strided",
     "SynthesizerAttention",
     "TalkingHeadsAttention",
     "TruncatedNormal",
     "UniLMMask",
     "VectorQuantizer",
+    "Window",
 ]

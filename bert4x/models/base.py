@@ -7,10 +7,12 @@ import re
 from bert4x.backend import get_activation, keras
 from bert4x.layers import (
     Add,
+    AttentionMask,
     CombinedMask,
     Embedding,
     FeedForward,
     LayerNormalization,
+    Rule,
     TruncatedNormal,
 )
 from bert4x.models import step, weights
@@ -180,9 +182,12 @@ class Transformer(SelfAttention):
         return x
 
     def attention_mask_input(self):
-        """The input that the option attention_mask asks for, {role: tensor}."""
+        """The inputs that the option attention_mask asks for, {role: tensor}."""
         if not self.attention_mask:
             return {}
+        if isinstance(self.attention_mask, Rule):
+            roles = sorted(set(self.attention_mask.roles) - {"token", "segment"})
+            return {role: self.input(f"Input-{role.capitalize()}") for role in roles}
         return {"attention_mask": self.input("Input-Attention-Mask", self.attention_mask_shape)}
 
     @property
@@ -192,16 +197,26 @@ class Transformer(SelfAttention):
         shapes = {True: (length, length), "full": (length, length), "keys": (length,)}
         if self.attention_mask not in shapes:
             raise ValueError(
-                f"attention_mask must be True or 'full' (an input [B, T, T]) or 'keys' ([B, T]); "
+                f"attention_mask must be True or 'full' (an input [B, T, T]) or 'keys' ([B, T]) or a Rule; "
                 f"got {self.attention_mask!r}"
             )
         return shapes[self.attention_mask]
 
     def _masks(self, inputs, walk):
-        masks = [m for m in (self.application_mask(inputs, walk), inputs.get("attention_mask")) if m is not None]
+        masks = [self.application_mask(inputs, walk), self._rule_mask(inputs), inputs.get("attention_mask")]
+        masks = [mask for mask in masks if mask is not None]
         if not masks or (len(masks) == 1 and "attention_mask" not in inputs):
             return masks
         return [self.layer("Attention-Combined-Mask", CombinedMask)(masks)]
+
+    def _rule_mask(self, inputs):
+        """The mask of the rule that the option attention_mask is, or None."""
+        if not isinstance(self.attention_mask, Rule):
+            return None
+        roles = {role: inputs.get(role) for role in self.attention_mask.roles or ("token",)}
+        if "segment" in roles and roles["segment"] is None:
+            raise ValueError(f"the rule {self.attention_mask} reads segment ids, and this model has no such input")
+        return self.layer("Attention-Rule-Mask", AttentionMask, rule=self.attention_mask)(roles)
 
     def block(self, x, index, walk):
         """One block: its sublayers, each with its residual connection."""

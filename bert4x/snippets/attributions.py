@@ -233,7 +233,7 @@ def _figure(texts, columns=24):
     rows = [max(1, -(-len(tokens) // columns)) for _, tokens, _ in texts]
     figure = Figure(figsize=(0.5 * columns, 0.45 * sum(rows) + 0.5 * len(texts)), layout="constrained")
     axes = figure.subplots(len(texts), 1, squeeze=False, height_ratios=rows)[:, 0]
-    family = _fonts("".join(title + "".join(tokens) for title, tokens, _ in texts))
+    family = fonts_for("".join(title + "".join(tokens) for title, tokens, _ in texts))
     for axis, (title, tokens, colours), height in zip(axes, texts, rows, strict=True):
         cells = np.full(height * columns, np.nan)
         cells[: len(tokens)] = colours
@@ -245,7 +245,7 @@ def _figure(texts, columns=24):
     return figure
 
 
-def _fonts(text):
+def fonts_for(text):
     """Font families for a text; a warning where none of them can draw its Chinese."""
     from matplotlib import font_manager
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bert4x.layers import Causal, Packed, Window
 from tests.reference import chains, recurrent
 from tests.reference import layers as reference
 
@@ -234,6 +235,47 @@ VARIANTS = {
     ),
 }
 
+
+def _sparse(pattern):
+    """Reference of sparse attention: pattern is a function of the distances i - j."""
+
+    def function(w, masks, x):
+        places = np.arange(x.shape[1])
+        allowed = pattern(places[:, None] - places) & _keys(masks[0])
+        o = reference.attention(w, x, x, x, count=2, allowed=allowed)[0]
+        return o if masks[0] is True else o * masks[0][:, :, None]
+
+    return function
+
+
+SPARSE = {
+    "AtrousSelfAttention": Row(
+        {**HEADS, "rate": 2}, [X], ("B", "T", 8), _sparse(lambda d: d % 2 == 0), ignores=(0,)
+    ),
+    "AtrousSelfAttention causal, sizes": Row(
+        {**HEADS, "rate": 3, "key_size": 3, "out_dim": 5, "use_bias": False, "causal": True}, [X], ("B", "T", 5),
+        _sparse(lambda d: (d % 3 == 0) & (d >= 0)), ignores=(0,),
+    ),
+    "LocalSelfAttention": Row(
+        {**HEADS, "neighbors": 2}, [X], ("B", "T", 8), _sparse(lambda d: abs(d) <= 2), ignores=(0,)
+    ),
+    "LocalSelfAttention apart, causal": Row(
+        {**HEADS, "neighbors": 1, "rate": 2, "causal": True}, [X], ("B", "T", 8),
+        _sparse(lambda d: (d == 0) | (d == 2)), ignores=(0,),
+    ),
+    "SparseSelfAttention": Row(
+        {**HEADS, "rate": 3}, [X], ("B", "T", 8), _sparse(lambda d: (abs(d) < 3) | (d % 3 == 0)), ignores=(0,)
+    ),
+    "SparseSelfAttention causal": Row(
+        {**HEADS, "rate": 2, "causal": True}, [X], ("B", "T", 8),
+        _sparse(lambda d: ((d < 2) | (d % 2 == 0)) & (d >= 0)), ignores=(0,),
+    ),
+    "SparseSelfAttention remat": Row(
+        {**HEADS, "rate": 3, "remat": True}, [X], ("B", "T", 8), _sparse(lambda d: (abs(d) < 3) | (d % 3 == 0)),
+        ignores=(0,),
+    ),
+}
+
 POSITIONS = {
     "PositionEmbedding": Row(
         {"input_dim": 9, "output_dim": 8}, [X], ("B", "T", 8), lambda w, m, x: x + w["embeddings"][: x.shape[1]]
@@ -274,6 +316,12 @@ POSITIONS = {
     ),
 }
 
+
+def _packed_or_far(w, masks, numbers):
+    distance = np.subtract.outer(np.arange(numbers.shape[1]), np.arange(numbers.shape[1]))
+    return (numbers[:, :, None] == numbers[:, None, :]) | (abs(distance) >= 3)
+
+
 REST = {
     "Add": Row({}, [Input(("B", "T", 8)), X], ("B", "T", 8), lambda w, m, a, b: a + b),
     "CausalMask": Row(
@@ -285,6 +333,19 @@ REST = {
     "UniLMMask": Row(
         {}, [Input(("B", "T"), below=2)], ("B", "T", "T"), lambda w, m, s: reference.unilm(s), mask="drops",
         dtype="bool",
+    ),
+    "AttentionMask": Row(
+        {"rule": Causal() & Window(3)}, [X], (1, "T", "T"),
+        lambda w, m, x: (np.tri(x.shape[1], dtype=bool) & ~np.tri(x.shape[1], k=-3, dtype=bool))[None], mask="drops",
+        dtype="bool",
+    ),
+    "AttentionMask of numbers": Row(
+        {"rule": Packed() | ~Window(3)}, [Input(("B", "T"), below=3)], ("B", "T", "T"), _packed_or_far, mask="drops",
+        dtype="bool",
+    ),
+    "CausalMask with a window": Row(
+        {"window": 2}, [X], (1, "T", "T"), lambda w, m, x: (np.eye(x.shape[1]) + np.eye(x.shape[1], k=-1) > 0)[None],
+        mask="drops", dtype="bool",
     ),
     "CombinedMask": Row(
         {}, [Input((1, "T", "T"), boolean=True), Input(("B", "T"), below=2), Input(("B", "T", "T"), below=2)],
@@ -441,4 +502,4 @@ RECURRENT = {
 for _row in ATTENTION.values():
     _row.ignores = (1, 2)
 
-ROWS = {**ATTENTION, **VARIANTS, **POSITIONS, **REST, **TRAINING, **STRUCTURE, **RECURRENT}
+ROWS = {**ATTENTION, **SPARSE, **VARIANTS, **POSITIONS, **REST, **TRAINING, **STRUCTURE, **RECURRENT}

@@ -17,6 +17,9 @@ NOT_LAYERS = {  # and where they are tested
     "SlotPositions": "two of its inputs have no length: tests/models/test_step.py",
     "Loss": "a base class: test_loss.py",
     "HighestScores": "returns scores and ids: test_exposure.py",
+    **dict.fromkeys(
+        ("Rule", "Causal", "Window", "Strided", "Prefix", "Packed", "Padding"), "rules of masks: test_masks.py"
+    ),
     "Sinusoidal": "an initialiser: test_rest.py",
     "TruncatedNormal": "an initialiser: tests/models/test_values.py",
     "DepthScaledNormal": "an initialiser: tests/models/test_values.py",
@@ -25,6 +28,7 @@ LONGER = {"B": 3, "T": 7, "S": 6}
 HOLDS_DENSE = ["MultiHeadAttention", "FeedForward gated", "GlobalPointer", "EfficientGlobalPointer"]
 HOLDS_DENSE += ["TalkingHeadsAttention", "SynthesizerAttention mixture", "GatedAttentionUnit softmax_plus"]
 HOLDS_DENSE += ["AttentionPooling1D", "CharacterWordEmbedding", "DilatedGatedConv1D projected"]
+HOLDS_DENSE += ["AtrousSelfAttention", "LocalSelfAttention", "SparseSelfAttention"]
 USES_MASKS = [name for name, row in ROWS.items() if row.ignores]
 FLOATING = [name for name, row in ROWS.items() if row.dtype != "bool"]
 

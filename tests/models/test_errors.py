@@ -37,7 +37,7 @@ from tests.models.tiny import CONFIG, IDS, SEGMENTS, build, checkpoint_of, run
         ("bert", {"num_attention_heads": 5}, "multiple of num_attention_heads; got 12 and 5. Use 4 heads, or set"),
         ("bert", {"dropout_rate": 1.0}, r"dropout_rate must be in [0, 1); got 1.0"),
         ("bert", {"attention_dropout_rate": -0.1}, r"attention_dropout_rate must be in [0, 1)"),
-        ("bert", {"attention_mask": "rows"}, "'full' (an input [B, T, T]) or 'keys' ([B, T]); got 'rows'"),
+        ("bert", {"attention_mask": "rows"}, "'full' (an input [B, T, T]) or 'keys' ([B, T]) or a Rule; got 'rows'"),
         ("bert", {"hierarchical_position": 0.5}, "hierarchical must be in (0, 1) and not 0.5"),
         ("bert", {"trainable": "Trnsformer"}, "matches no layer"),
         ("bert", {"hidden_act": "gelu_er"}, "gelu_er"),

@@ -1,0 +1,312 @@
+"""Self-attention to some of the positions, computed in blocks: memory and time are linear in length times window."""
+
+import functools
+
+from bert4x.backend import (
+    apply_rotary_position_embeddings,
+    attention_normalize,
+    divisible_temporal_padding,
+    keras,
+    masked_logit,
+    ops,
+    runtime,
+)
+from bert4x.layers.attention import MultiHeadAttention
+from bert4x.layers.base import register
+from bert4x.layers.rules import Causal, Strided, Window
+
+_REFUSED = ("return_attention_scores", "return_cache", "fused")
+
+
+class _BlockSelfAttention(MultiHeadAttention):
+    """Attention of x to itself with the weights of `MultiHeadAttention`, in blocks.
+
+    `pattern` is the rule that it keeps to; its mask in `MultiHeadAttention` gives the same. A subclass says in how many
+    residue classes it works (`_classes`), to a multiple of what number the length is padded (`_multiple`), and how the
+    blocks attend (`_attend_within`).
+    """
+
+    def __init__(self, heads, head_size, *, causal=False, **kwargs):
+        super().__init__(heads, head_size, **kwargs)
+        refused = [name for name in _REFUSED if getattr(self, name)]
+        if refused:
+            raise ValueError(
+                f"{type(self).__name__} computes its scores in blocks: it cannot return them or a cache, and has no "
+                f"fused kernel; got {', '.join(refused)}. Use MultiHeadAttention with a mask for those."
+            )
+        self.causal = causal
+
+    def build(self, input_shape):
+        shape = input_shape[0] if isinstance(input_shape[0], (list, tuple)) else input_shape
+        super().build([shape] * 3)
+
+    def call(self, inputs, mask=None, p_bias=None, training=None):
+        inputs = self._listed(inputs, p_bias)
+        mask = mask[0] if isinstance(mask, (list, tuple)) else mask
+        attend = functools.partial(self._attend_all, mask=mask, p_bias=p_bias, training=training)
+        return runtime.rematerialized(self, attend, *inputs) if self.remat else attend(*inputs)
+
+    def _listed(self, inputs, p_bias):
+        if p_bias not in (None, "rotary", "rotary_half"):
+            raise ValueError(f"{type(self).__name__} takes p_bias None, 'rotary' or 'rotary_half'; got {p_bias!r}")
+        inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        if len(inputs) != 1 + (p_bias is not None):
+            raise ValueError(
+                f"{self.name} attends to its one input x, or [x, table] with p_bias; got {len(inputs)} inputs and "
+                f"p_bias={p_bias!r}. For other keys or a mask of your own use MultiHeadAttention."
+            )
+        return inputs
+
+    def _attend_all(self, x, *table, mask, p_bias, training):
+        batch, length = ops.shape(x)[:2]
+        x = divisible_temporal_padding(x, self._multiple)
+        padded = ops.shape(x)[1]
+        if mask is None:
+            real = ops.broadcast_to(ops.arange(padded) < length, (batch, padded))
+        else:
+            real = divisible_temporal_padding(ops.cast(mask, "bool"), self._multiple)
+        q, k, v = (self._split(part) for part in self._projected(x, table, p_bias))
+        o = self._attend_within(q * ops.cast(self._scale, q.dtype), k, v, self._split(real), training)
+        o = self.out(self._joined(o, padded)[:, :length])
+        return o if mask is None else ops.where(ops.cast(mask, "bool")[:, :, None], o, 0)
+
+    def _projected(self, x, table, p_bias):
+        """q, k, v of all heads, [B, N, H, .], rotated where a table says so."""
+        q = self._heads(self.query(x), self.heads)
+        k, v = (self._heads(dense(x), self.key_value_heads) for dense in (self.key, self.value))
+        if p_bias:
+            table = divisible_temporal_padding(table[0], self._multiple)
+            q, k = apply_rotary_position_embeddings(table, q, k, halves=p_bias == "rotary_half")
+        return q, self._shared(k), self._shared(v)
+
+    def _split(self, x):
+        """[B, N, H, K] -> [B r, H, N / r, K], and [B, N] -> [B r, N / r]: a row for each residue class modulo r."""
+        padded, rate, rest = ops.shape(x)[1], self._classes, tuple(x.shape[2:])
+        if rate > 1:
+            x = ops.reshape(x, (-1, padded // rate, rate, *rest))
+            x = ops.swapaxes(x, 1, 2)
+            x = ops.reshape(x, (-1, padded // rate, *rest))
+        return ops.swapaxes(x, 1, 2) if rest else x
+
+    def _joined(self, o, padded):
+        """What `_split` has split, with the heads side by side: [B, N, H K]."""
+        rate, width = self._classes, self.heads * self.head_size
+        o = ops.reshape(ops.swapaxes(o, 1, 2), (-1, rate, padded // rate, width))
+        return ops.reshape(ops.swapaxes(o, 1, 2) if rate > 1 else o, (-1, padded, width))
+
+    @property
+    def pattern(self):
+        """The rule of who sees whom, besides padding."""
+        return self._pattern() & Causal() if self.causal else self._pattern()
+
+    def _weights(self, scores, allowed, training):
+        if self.normalization == "softmax":
+            # A real query sees itself, and padded ones give zeros whatever their weights are: no row needs the care
+            # that `attention_normalize` takes of rows without allowed keys, which is a copy of all weights.
+            scores, allowed = ops.where(allowed, scores, ops.cast(masked_logit(scores.dtype), scores.dtype)), None
+        return self.dropout(attention_normalize(scores, allowed, method=self.normalization), training=training)
+
+    def _pattern(self):
+        raise NotImplementedError(f"{type(self).__name__} must define _pattern")
+
+    @property
+    def _classes(self):
+        return 1
+
+    @property
+    def _multiple(self):
+        raise NotImplementedError(f"{type(self).__name__} must define _multiple")
+
+    def _attend_within(self, q, k, v, real, training):
+        """o [B r, H, L, head_size] of q (scaled) and k [B r, H, L, K], v, and real [B r, L]: which keys count."""
+        raise NotImplementedError(f"{type(self).__name__} must define _attend_within")
+
+    def _near_keys(self, x, axis):
+        """[..., X, w, ...] -> [..., X, 3 w, ...]: each block between its neighbours; causal: 2 w, not the one after."""
+        edge = [(0, 0)] * len(x.shape)
+        edge[axis] = (1, 0) if self.causal else (1, 1)
+        x, last = ops.pad(x, edge), sum(edge[axis])
+        parts = [slice(i, i - last or None) for i in range(last + 1)]
+        return ops.concatenate([x[(slice(None),) * axis + (part,)] for part in parts], axis=axis + 1)
+
+    def _offsets(self, width):
+        """Offsets of the keys of `_near_keys` from the queries of a block, [w, 3 w or 2 w]."""
+        keys = ops.arange(width * (2 if self.causal else 3)) - width
+        return keys[None, :] - ops.arange(width)[:, None]
+
+    def compute_output_spec(self, inputs, mask=None, p_bias=None, training=None):
+        x = self._listed(inputs, p_bias)[0]
+        return keras.KerasTensor((*x.shape[:2], self.out_dim), dtype=self.compute_dtype)
+
+    def compute_mask(self, inputs, mask=None, **kwargs):
+        return mask[0] if isinstance(mask, (list, tuple)) else mask
+
+    def get_config(self):
+        return {**super().get_config(), "causal": self.causal}
+
+
+@register
+class AtrousSelfAttention(_BlockSelfAttention):
+    """Attention of x to itself at distances that are multiples of r: (i - j) mod r = 0.
+
+    The positions of one residue class modulo r attend to one another; H T ceil(T / r) scores.
+
+    Args:
+        rate: r, at least 1.
+        causal: only j <= i.
+        The others as in `MultiHeadAttention`, without return_attention_scores, return_cache and fused.
+    Call: x, or [x, table] with p_bias 'rotary' or 'rotary_half'.
+    Shapes: x [B, T, D], table [B or 1, T, K] -> [B, T, out_dim].
+    Masks: padded keys get no weight, padded queries give zeros; the mask is passed on.
+    Raises: ValueError for a rate below 1, and for options and inputs that it does not have.
+    Source: kexue.fm archives 6853.
+    """
+
+    def __init__(self, heads, head_size, rate, **kwargs):
+        super().__init__(heads, head_size, **kwargs)
+        self.rate = _integer("rate", rate, 1)
+
+    def _pattern(self):
+        return Strided(self.rate)
+
+    @property
+    def _classes(self):
+        return self.rate
+
+    @property
+    def _multiple(self):
+        return self.rate
+
+    def _attend_within(self, q, k, v, real, training):
+        allowed = real[:, None, None, :]
+        if self.causal:
+            places = ops.arange(ops.shape(q)[2])
+            allowed = allowed & (places[None, :] <= places[:, None])
+        weights = self._weights(ops.einsum("bhxk,bhyk->bhxy", q, k), allowed, training)
+        return ops.einsum("bhxy,bhyk->bhxk", weights, v)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+@register
+class LocalSelfAttention(_BlockSelfAttention):
+    """Attention of x to itself at the k nearest positions on each side, r apart: |i - j| <= k r, (i - j) mod r = 0.
+
+    In each residue class a block of k queries attends to its own block and the two beside it; 3 k H T scores.
+
+    Args:
+        neighbors: k, at least 0.
+        rate: r, at least 1.
+        causal: only j <= i; 2 k H T scores.
+        The others as in `MultiHeadAttention`, without return_attention_scores, return_cache and fused.
+    Call: x, or [x, table] with p_bias 'rotary' or 'rotary_half'.
+    Shapes: x [B, T, D], table [B or 1, T, K] -> [B, T, out_dim].
+    Masks: padded keys get no weight, padded queries give zeros; the mask is passed on.
+    Raises: ValueError for neighbors below 0 or a rate below 1, and for options and inputs that it does not have.
+    Source: kexue.fm archives 6853; arXiv:2004.05150 section 3.1.
+    """
+
+    def __init__(self, heads, head_size, neighbors, *, rate=1, **kwargs):
+        super().__init__(heads, head_size, **kwargs)
+        self.neighbors, self.rate = _integer("neighbors", neighbors, 0), _integer("rate", rate, 1)
+
+    def _pattern(self):
+        near = Window(self.neighbors * self.rate + 1)
+        return near & Strided(self.rate) if self.rate > 1 else near
+
+    @property
+    def _classes(self):
+        return self.rate
+
+    @property
+    def _block(self):
+        return max(self.neighbors, 1)
+
+    @property
+    def _multiple(self):
+        return self.rate * self._block
+
+    def _attend_within(self, q, k, v, real, training):
+        shape, block = ops.shape(q), self._block
+        q, k, v = (_blocks(part, block, 2) for part in (q, k, v))
+        allowed = self._near_keys(_blocks(real, block, 1), 1)[:, None, :, None, :]
+        offsets = self._offsets(block)
+        near = offsets <= 0 if self.causal else offsets <= self.neighbors
+        allowed = allowed & near & (offsets >= -self.neighbors)
+        scores = ops.einsum("bhxwk,bhxsk->bhxws", q, self._near_keys(k, 2))
+        o = ops.einsum("bhxws,bhxsk->bhxwk", self._weights(scores, allowed, training), self._near_keys(v, 2))
+        return ops.reshape(o, (-1, self.heads, shape[2], self.head_size))
+
+    def get_config(self):
+        return {**super().get_config(), "neighbors": self.neighbors, "rate": self.rate}
+
+
+@register
+class SparseSelfAttention(_BlockSelfAttention):
+    """Attention of x to itself, dense near by and strided far away: |i - j| < r or (i - j) mod r = 0.
+
+    Two parts of scores for each block of r queries, far [X, r, X] (offset 0 is here) and near [X, r, 3 r], under one
+    softmax; H T (ceil(T / r) + 3 r) scores, O(T sqrt T) with r = sqrt T.
+
+    Args:
+        rate: r, at least 2.
+        causal: only j <= i.
+        The others as in `MultiHeadAttention`, without return_attention_scores, return_cache and fused.
+    Call: x, or [x, table] with p_bias 'rotary' or 'rotary_half'.
+    Shapes: x [B, T, D], table [B or 1, T, K] -> [B, T, out_dim].
+    Masks: padded keys get no weight, padded queries give zeros; the mask is passed on.
+    Raises: ValueError for a rate below 2, and for options and inputs that it does not have.
+    Source: kexue.fm archives 6853; arXiv:1904.10509 section 4.3 (strided attention).
+    """
+
+    def __init__(self, heads, head_size, rate, **kwargs):
+        super().__init__(heads, head_size, **kwargs)
+        self.rate = _integer("rate", rate, 2)
+
+    def _pattern(self):
+        return Strided(self.rate) | Window(self.rate)
+
+    @property
+    def _multiple(self):
+        return self.rate
+
+    def _attend_within(self, q, k, v, real, training):
+        shape, rate = ops.shape(q), self.rate
+        q, k, v = (_blocks(part, rate, 2) for part in (q, k, v))
+        allowed = self._allowed(_blocks(real, rate, 1))
+        far = ops.einsum("bhxak,bhyak->bhxay", q, k)
+        near = ops.einsum("bhxak,bhxsk->bhxas", q, self._near_keys(k, 2))
+        weights = self._weights(ops.concatenate([far, near], axis=-1), allowed, training)
+        blocks = ops.shape(far)[-1]
+        far, near = weights[..., :blocks], weights[..., blocks:]
+        o = ops.einsum("bhxay,bhyak->bhxak", far, v) + ops.einsum("bhxas,bhxsk->bhxak", near, self._near_keys(v, 2))
+        return ops.reshape(o, (-1, self.heads, shape[2], self.head_size))
+
+    def _allowed(self, real):
+        """real [B, X, r] -> [B, 1, X, r, X + 3 r]: which far and near keys the queries see."""
+        batch, blocks, rate = ops.shape(real)
+        far = ops.swapaxes(real, 1, 2)[:, None]
+        if self.causal:
+            places = ops.arange(blocks)
+            far = far & (places[None, :] <= places[:, None])[:, None, :]
+        offsets = self._offsets(rate)
+        near = (offsets < (0 if self.causal else rate)) & (offsets > -rate) & (offsets != 0)
+        near = near & self._near_keys(real, 1)[:, :, None, :]
+        parts = [ops.broadcast_to(part, (batch, blocks, rate, ops.shape(part)[-1])) for part in (far, near)]
+        return ops.concatenate(parts, axis=-1)[:, None]
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+def _integer(name, value, least):
+    if isinstance(value, bool) or value != int(value) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    return int(value)
+
+
+def _blocks(x, size, axis):
+    """Cut an axis into blocks: [..., L, ...] -> [..., L / size, size, ...]."""
+    shape = list(ops.shape(x))
+    return ops.reshape(x, (*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :]))
