@@ -7,9 +7,9 @@ Data:    --data PATH: a folder with *train*, perhaps *dev*, and *test*, or the c
 Command: python examples/task_sequence_labeling_cws_crf.py --checkpoint FOLDER_OF_A_CHINESE_BERT
          python examples/task_sequence_labeling_cws_crf.py            (no checkpoint: a NEZHA of 2 layers, width 128)
          python examples/task_sequence_labeling_cws_crf.py --smoke    (the same, short)
-Score:   word F1 on the 48 test sentences of the made-up sample, 2 epochs, length 16, seed 0: 0.970, without transitions
-         0.974, longest match 1.000. On the shared data it has not been measured.
-Time:    200 s for that, on 2 cores with a load of 15.
+Score:   word F1 on the first 1,000 lines of the test, --smoke, seed 0: 0.857; the best tag of each token alone 0.731;
+         longest match with the words of the training data 0.841; each character a word 0.323.
+Time:    --smoke 11 minutes on 2 cores with a load of 10.
 """
 
 import argparse
