@@ -61,6 +61,7 @@ class MultiHeadAttention(Layer):
 
     fusible = True  # the scores are those of the fused kernels
     counts_positions = False  # it has numbers for each position, up to `max_length`
+    in_blocks = False  # it attends to one input in a pattern of its own, and takes no masks but padding
     own_weights = ()  # names of the variables that are in none of the four projections
 
     def __init__(

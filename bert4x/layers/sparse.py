@@ -3,7 +3,6 @@
 import functools
 
 from bert4x.backend import (
-    apply_rotary_position_embeddings,
     attention_normalize,
     divisible_temporal_padding,
     keras,
@@ -15,8 +14,6 @@ from bert4x.layers.attention import MultiHeadAttention
 from bert4x.layers.base import register
 from bert4x.layers.rules import Causal, Strided, Window
 
-_REFUSED = ("return_attention_scores", "return_cache", "fused")
-
 
 class _BlockSelfAttention(MultiHeadAttention):
     """Attention of x to itself with the weights of `MultiHeadAttention`, in blocks.
@@ -26,13 +23,15 @@ class _BlockSelfAttention(MultiHeadAttention):
     blocks attend (`_attend_within`).
     """
 
+    fusible = False
+    in_blocks = True
+
     def __init__(self, heads, head_size, *, causal=False, **kwargs):
         super().__init__(heads, head_size, **kwargs)
-        refused = [name for name in _REFUSED if getattr(self, name)]
-        if refused:
+        if self.return_attention_scores:
             raise ValueError(
-                f"{type(self).__name__} computes its scores in blocks: it cannot return them or a cache, and has no "
-                f"fused kernel; got {', '.join(refused)}. Use MultiHeadAttention with a mask for those."
+                f"{type(self).__name__} has no scores [B, H, T, T] to return; got return_attention_scores=True. "
+                "Use MultiHeadAttention with the mask `pattern`."
             )
         self.causal = causal
 
@@ -44,7 +43,8 @@ class _BlockSelfAttention(MultiHeadAttention):
         inputs = self._listed(inputs, p_bias)
         mask = mask[0] if isinstance(mask, (list, tuple)) else mask
         attend = functools.partial(self._attend_all, mask=mask, p_bias=p_bias, training=training)
-        return runtime.rematerialized(self, attend, *inputs) if self.remat else attend(*inputs)
+        o, *cache = runtime.rematerialized(self, attend, *inputs) if self.remat else attend(*inputs)
+        return [o, tuple(cache)] if self.return_cache else o
 
     def _listed(self, inputs, p_bias):
         if p_bias not in (None, "rotary", "rotary_half"):
@@ -59,25 +59,18 @@ class _BlockSelfAttention(MultiHeadAttention):
 
     def _attend_all(self, x, *table, mask, p_bias, training):
         batch, length = ops.shape(x)[:2]
-        x = divisible_temporal_padding(x, self._multiple)
+        x, *table = (divisible_temporal_padding(part, self._multiple) for part in (x, *table))
         padded = ops.shape(x)[1]
         if mask is None:
             real = ops.broadcast_to(ops.arange(padded) < length, (batch, padded))
         else:
             real = divisible_temporal_padding(ops.cast(mask, "bool"), self._multiple)
-        q, k, v = (self._split(part) for part in self._projected(x, table, p_bias))
+        q, *cache = self._projected(x, x, x, table[0] if table else None, p_bias, None, None)
+        q, k, v = (self._split(part) for part in (q, *map(self._shared, cache)))
         o = self._attend_within(q * ops.cast(self._scale, q.dtype), k, v, self._split(real), training)
-        o = self.out(self._joined(o, padded)[:, :length])
-        return o if mask is None else ops.where(ops.cast(mask, "bool")[:, :, None], o, 0)
-
-    def _projected(self, x, table, p_bias):
-        """q, k, v of all heads, [B, N, H, .], rotated where a table says so."""
-        q = self._heads(self.query(x), self.heads)
-        k, v = (self._heads(dense(x), self.key_value_heads) for dense in (self.key, self.value))
-        if p_bias:
-            table = divisible_temporal_padding(table[0], self._multiple)
-            q, k = apply_rotary_position_embeddings(table, q, k, halves=p_bias == "rotary_half")
-        return q, self._shared(k), self._shared(v)
+        o = self.out(self._merged(o, padded)[:, :length])
+        o = o if mask is None else ops.where(ops.cast(mask, "bool")[:, :, None], o, 0)
+        return o, *(part[:, :length] for part in cache if self.return_cache)
 
     def _split(self, x):
         """[B, N, H, K] -> [B r, H, N / r, K], and [B, N] -> [B r, N / r]: a row for each residue class modulo r."""
@@ -88,7 +81,7 @@ class _BlockSelfAttention(MultiHeadAttention):
             x = ops.reshape(x, (-1, padded // rate, *rest))
         return ops.swapaxes(x, 1, 2) if rest else x
 
-    def _joined(self, o, padded):
+    def _merged(self, o, padded):
         """What `_split` has split, with the heads side by side: [B, N, H K]."""
         rate, width = self._classes, self.heads * self.head_size
         o = ops.reshape(ops.swapaxes(o, 1, 2), (-1, rate, padded // rate, width))
@@ -99,7 +92,7 @@ class _BlockSelfAttention(MultiHeadAttention):
         """The rule of who sees whom, besides padding."""
         return self._pattern() & Causal() if self.causal else self._pattern()
 
-    def _weights(self, scores, allowed, training):
+    def _block_weights(self, scores, allowed, training):
         if self.normalization == "softmax":
             # A real query sees itself, and padded ones give zeros whatever their weights are: no row needs the care
             # that `attention_normalize` takes of rows without allowed keys, which is a copy of all weights.
@@ -136,10 +129,9 @@ class _BlockSelfAttention(MultiHeadAttention):
 
     def compute_output_spec(self, inputs, mask=None, p_bias=None, training=None):
         x = self._listed(inputs, p_bias)[0]
-        return keras.KerasTensor((*x.shape[:2], self.out_dim), dtype=self.compute_dtype)
-
-    def compute_mask(self, inputs, mask=None, **kwargs):
-        return mask[0] if isinstance(mask, (list, tuple)) else mask
+        shapes = [(self.out_dim,), *(self.cache_sizes if self.return_cache else ())]
+        o, *cache = (keras.KerasTensor((*x.shape[:2], *shape), dtype=self.compute_dtype) for shape in shapes)
+        return [o, tuple(cache)] if cache else o
 
     def get_config(self):
         return {**super().get_config(), "causal": self.causal}
@@ -154,7 +146,7 @@ class AtrousSelfAttention(_BlockSelfAttention):
     Args:
         rate: r, at least 1.
         causal: only j <= i.
-        The others as in `MultiHeadAttention`, without return_attention_scores, return_cache and fused.
+        The others as in `MultiHeadAttention`, without return_attention_scores and fused.
     Call: x, or [x, table] with p_bias 'rotary' or 'rotary_half'.
     Shapes: x [B, T, D], table [B or 1, T, K] -> [B, T, out_dim].
     Masks: padded keys get no weight, padded queries give zeros; the mask is passed on.
@@ -182,7 +174,7 @@ class AtrousSelfAttention(_BlockSelfAttention):
         if self.causal:
             places = ops.arange(ops.shape(q)[2])
             allowed = allowed & (places[None, :] <= places[:, None])
-        weights = self._weights(ops.einsum("bhxk,bhyk->bhxy", q, k), allowed, training)
+        weights = self._block_weights(ops.einsum("bhxk,bhyk->bhxy", q, k), allowed, training)
         return ops.einsum("bhxy,bhyk->bhxk", weights, v)
 
     def get_config(self):
@@ -199,7 +191,7 @@ class LocalSelfAttention(_BlockSelfAttention):
         neighbors: k, at least 0.
         rate: r, at least 1.
         causal: only j <= i; 2 k H T scores.
-        The others as in `MultiHeadAttention`, without return_attention_scores, return_cache and fused.
+        The others as in `MultiHeadAttention`, without return_attention_scores and fused.
     Call: x, or [x, table] with p_bias 'rotary' or 'rotary_half'.
     Shapes: x [B, T, D], table [B or 1, T, K] -> [B, T, out_dim].
     Masks: padded keys get no weight, padded queries give zeros; the mask is passed on.
@@ -235,7 +227,7 @@ class LocalSelfAttention(_BlockSelfAttention):
         near = offsets <= 0 if self.causal else offsets <= self.neighbors
         allowed = allowed & near & (offsets >= -self.neighbors)
         scores = ops.einsum("bhxwk,bhxsk->bhxws", q, self._near_keys(k, 2))
-        o = ops.einsum("bhxws,bhxsk->bhxwk", self._weights(scores, allowed, training), self._near_keys(v, 2))
+        o = ops.einsum("bhxws,bhxsk->bhxwk", self._block_weights(scores, allowed, training), self._near_keys(v, 2))
         return ops.reshape(o, (-1, self.heads, shape[2], self.head_size))
 
     def get_config(self):
@@ -252,7 +244,7 @@ class SparseSelfAttention(_BlockSelfAttention):
     Args:
         rate: r, at least 2.
         causal: only j <= i.
-        The others as in `MultiHeadAttention`, without return_attention_scores, return_cache and fused.
+        The others as in `MultiHeadAttention`, without return_attention_scores and fused.
     Call: x, or [x, table] with p_bias 'rotary' or 'rotary_half'.
     Shapes: x [B, T, D], table [B or 1, T, K] -> [B, T, out_dim].
     Masks: padded keys get no weight, padded queries give zeros; the mask is passed on.
@@ -277,7 +269,7 @@ class SparseSelfAttention(_BlockSelfAttention):
         allowed = self._allowed(_blocks(real, rate, 1))
         far = ops.einsum("bhxak,bhyak->bhxay", q, k)
         near = ops.einsum("bhxak,bhxsk->bhxas", q, self._near_keys(k, 2))
-        weights = self._weights(ops.concatenate([far, near], axis=-1), allowed, training)
+        weights = self._block_weights(ops.concatenate([far, near], axis=-1), allowed, training)
         blocks = ops.shape(far)[-1]
         far, near = weights[..., :blocks], weights[..., blocks:]
         o = ops.einsum("bhxay,bhyak->bhxak", far, v) + ops.einsum("bhxas,bhxsk->bhxak", near, self._near_keys(v, 2))

@@ -3,7 +3,15 @@
 import difflib
 import inspect
 
-from bert4x.layers import Concatenate1D, MultiHeadAttention, SynthesizerAttention, TalkingHeadsAttention
+from bert4x.layers import (
+    AtrousSelfAttention,
+    Concatenate1D,
+    LocalSelfAttention,
+    MultiHeadAttention,
+    SparseSelfAttention,
+    SynthesizerAttention,
+    TalkingHeadsAttention,
+)
 from bert4x.models.options import Options
 from bert4x.models.weights import Source
 
@@ -11,6 +19,9 @@ VARIANTS = {
     "standard": MultiHeadAttention,
     "talking_heads": TalkingHeadsAttention,
     "synthesizer": SynthesizerAttention,
+    "atrous": AtrousSelfAttention,
+    "local": LocalSelfAttention,
+    "sparse": SparseSelfAttention,
 }
 
 
@@ -71,15 +82,25 @@ class SelfAttention(Options):
         layer = self.attention_layer(name)
         biases = [*walk.masks] + ([] if walk.scores is None else [walk.scores])
         terms = [] if walk.position is None else [walk.position]
-        o, cache, *scores = layer(
-            [x, *self._keys_and_values(x, name), *biases, *terms],
-            a_bias=len(biases) or None,
-            p_bias=self.attention_position if terms else None,
-            **walk.cache(),
-        )
+        position = self.attention_position if terms else None
+        if layer.in_blocks:
+            self._check_blocks(biases)
+            o, cache, *scores = layer([x, *terms], p_bias=position)
+        else:
+            inputs = [x, *self._keys_and_values(x, name), *biases, *terms]
+            o, cache, *scores = layer(inputs, a_bias=len(biases) or None, p_bias=position, **walk.cache())
         walk.caches.append(cache)
         walk.scores = scores[0] if scores else None
         return o
+
+    def _check_blocks(self, biases):
+        """Attention in blocks has no place for the T x T masks and biases that the model makes, nor for caches."""
+        if biases or self.attention_caches:
+            raise ValueError(
+                f"{self.attention_class.__name__} takes padding and its own pattern, no other masks, biases or caches: "
+                f"use it in an encoder without attention_mask, residual_attention_scores and attention_caches; got "
+                f"application={self.application!r}. A causal one: attention_settings={{'causal': True, ...}}"
+            )
 
     def _keys_and_values(self, x, name):
         """What keys and values are made of: x, behind the states that attention_caches gives for this layer."""

@@ -259,6 +259,11 @@ SPARSE = {
     "LocalSelfAttention": Row(
         {**HEADS, "neighbors": 2}, [X], ("B", "T", 8), _sparse(lambda d: abs(d) <= 2), ignores=(0,)
     ),
+    "LocalSelfAttention with keys and values": Row(
+        {**HEADS, "neighbors": 2, "return_cache": True}, [X], [("B", "T", 8), ("B", "T", 2, 4), ("B", "T", 2, 4)],
+        lambda w, m, x: [_sparse(lambda d: abs(d) <= 2)(w, m, x), *(
+            reference.dense(x, w, part).reshape(*x.shape[:2], 2, 4) for part in ("key/", "value/"))],
+    ),
     "LocalSelfAttention apart, causal": Row(
         {**HEADS, "neighbors": 1, "rate": 2, "causal": True}, [X], ("B", "T", 8),
         _sparse(lambda d: (d == 0) | (d == 2)), ignores=(0,),

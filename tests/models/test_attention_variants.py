@@ -221,3 +221,35 @@ def test_t5_and_llama_must_say_how_long():
     for row in ("t5", "llama"):
         with pytest.raises(ValueError, match="needs max_length"):
             build(row, **SYNTHESIZER, attention_settings={"mode": "random"})
+
+
+# ---- attention in blocks
+
+BLOCKS = {"atrous": {"rate": 2}, "local": {"neighbors": 1}, "sparse": {"rate": 2, "causal": True}}
+
+
+@pytest.mark.parametrize("variant", BLOCKS)
+@pytest.mark.parametrize("row", ["bert", "roformer"])
+def test_attention_in_blocks_equals_the_mask_of_its_pattern(row, variant, tmp_path, tolerance):
+    """With a plain model's checkpoint; then saved as a directory and loaded again."""
+    dense = build(row, attention_mask=True)
+    dense.save_weights_as_checkpoint(tmp_path / "plain.safetensors")
+    options = {"attention_variant": variant, "attention_settings": BLOCKS[variant]}
+    sparse = build(row, tmp_path / "plain.safetensors", **options)
+    name = "Transformer-0-MultiHeadSelfAttention"
+    pattern = np.array([sparse.layers[name].pattern.matrix(5)] * 2)
+    want = to_numpy(dense.model([tiny.IDS, tiny.SEGMENTS, pattern]))
+    real = tiny.IDS != 0
+    np.testing.assert_allclose(to_numpy(sparse.model([tiny.IDS, tiny.SEGMENTS]))[real], want[real], atol=tolerance)
+    assert sparse.model.get_layer(name).output[0].shape == (None, None, sparse.hidden_size)
+    save_pretrained(sparse.model, None, tmp_path / "saved")
+    again = build_transformer_model(tmp_path / "saved")
+    np.testing.assert_allclose(to_numpy(again([tiny.IDS, tiny.SEGMENTS]))[real], want[real], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{"application": "lm"}, {"attention_mask": True}, {"attention_caches": {"none": ()}}], ids=str
+)
+def test_attention_in_blocks_takes_no_other_masks(options):
+    with pytest.raises(ValueError, match="takes padding and its own pattern, no other masks"):
+        build("bert", attention_variant="local", attention_settings={"neighbors": 1}, **options)
