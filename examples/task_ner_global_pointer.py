@@ -7,9 +7,9 @@ Data:    --data PATH: a folder with train.*, dev.* and test.*, or the common beg
 Command: python examples/task_ner_global_pointer.py --checkpoint FOLDER_OF_A_CHINESE_BERT
          python examples/task_ner_global_pointer.py            (no checkpoint: 2 layers of width 128)
          python examples/task_ner_global_pointer.py --smoke    (the same, short)
-Score:   micro-F1 on the 48 test sentences of the sample, 4 epochs, batch 16, length 32, seed 0: 1.000; gazetteer
-         1.000. On the shared data it has not been measured.
-Time:    280 s for that, on 2 cores with a load of 15.
+Score:   micro-F1 of entities on the test, --smoke, seed 0: 0.707; a gazetteer of the training data 0.520; the most that
+         length 100 allows 0.963.
+Time:    --smoke 22 minutes on 2 cores with a load of 10.
 """
 
 import argparse
