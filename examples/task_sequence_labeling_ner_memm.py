@@ -7,9 +7,9 @@ Data:    --data PATH: a folder with train.*, dev.* and test.*, or the common beg
 Command: python examples/task_sequence_labeling_ner_memm.py --checkpoint FOLDER_OF_A_CHINESE_BERT
          python examples/task_sequence_labeling_ner_memm.py            (no checkpoint: a NEZHA of 2 layers, width 128)
          python examples/task_sequence_labeling_ner_memm.py --smoke    (the same, short)
-Score:   micro-F1 on the 48 test sentences of the made-up sample, 2 epochs, length 32, rank 3, seed 0: 0.973, without
-         transitions 0.964, gazetteer 1.000. On the shared data it has not been measured.
-Time:    200 s for that, on 2 cores with a load of 15.
+Score:   micro-F1 of entities on the test, --smoke, seed 0: 0.842; the best tag of each token alone 0.831; a gazetteer
+         of the training data 0.520; the most that length 100 allows 0.963.
+Time:    --smoke 24 minutes on 2 cores with a load of 10.
 """
 
 import argparse
