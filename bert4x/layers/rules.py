@@ -165,6 +165,9 @@ class Both(Rule):
     one: Rule
     other: Rule
 
+    def __repr__(self):
+        return f"({self.one} & {self.other})"
+
     @property
     def roles(self):
         return (*self.one.roles, *self.other.roles)
@@ -180,6 +183,9 @@ class Either(Rule):
     one: Rule
     other: Rule
 
+    def __repr__(self):
+        return f"({self.one} | {self.other})"
+
     @property
     def roles(self):
         return (*self.one.roles, *self.other.roles)
@@ -193,6 +199,9 @@ class Opposite(Rule):
     """What a rule forbids: `~rule`."""
 
     rule: Rule
+
+    def __repr__(self):
+        return f"~{self.rule}"
 
     @property
     def roles(self):

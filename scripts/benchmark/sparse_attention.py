@@ -1,15 +1,15 @@
 """One layer of self-attention, forward and backward: sparse in blocks against dense; time, peak memory, equality.
 
-Each measurement runs in a process of its own, sparse and dense in turn. A run is compiled as training compiles it and
-gives the gradients of all weights and of the input. Memory is the peak resident size above that of the process before
-the layer is built, when TensorFlow or JAX is loaded and a small layer has been through the same.
+Each measurement runs in a process of its own, dense and sparse in turn. A run is compiled as `fit` compiles it (XLA;
+torch: eager, where dense attention is a fused kernel) and gives the gradients of all weights and of the input. Memory
+is the peak resident size above that of the process before the layer is built, when the framework is loaded and a small
+layer has been through the same.
 
     python scripts/benchmark/sparse_attention.py                     # length 8,192, window 128, 4 heads of 64
     python scripts/benchmark/sparse_attention.py --plot sparse.png   # 512 to 16,384, dense up to --dense-limit
 """
 
 import argparse
-import functools
 import os
 import re
 import statistics
@@ -39,10 +39,11 @@ LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 
 
 def compiled(layer, length, allowed=None):
-    """(function without arguments: output and gradients of weights and input, as tensors)."""
+    """A function without arguments: output, and gradients of the weights and the input."""
     x, cotangent = np.random.default_rng(0).standard_normal((2, 1, length, HEADS * HEAD_SIZE)).astype("float32")
     dense = type(layer) is MultiHeadAttention
-    layer.build([x.shape] * 3 if dense else x.shape)
+    if not layer.built:
+        layer.build([x.shape] * 3 if dense else x.shape)
     variables = layer.trainable_variables
 
     def loss(values, x, cotangent, *allowed):
@@ -53,17 +54,14 @@ def compiled(layer, length, allowed=None):
 
     def step(x, cotangent, *allowed):
         point = [variable.value for variable in variables], x
-        function = functools.partial(_apart, loss, cotangent, allowed)
-        (_, output), gradients = runtime.value_and_grad(function, point, differentiable=False, has_aux=True)
+        (_, output), gradients = runtime.value_and_grad(
+            lambda point: loss(*point, cotangent, *allowed), point, differentiable=False, has_aux=True
+        )
         return output, gradients
 
     run = runtime.jit(step, model=layer, xla=True)  # as `fit` compiles it
     tensors = [ops.convert_to_tensor(a) for a in (x, cotangent, *([] if allowed is None else [allowed]))]
     return lambda: run(*tensors)
-
-
-def _apart(loss, cotangent, allowed, point):
-    return loss(*point, cotangent, *allowed)
 
 
 def measure(kind, length, window, repeats):
@@ -132,7 +130,9 @@ def rounds(kinds, lengths, arguments):
 def _in_a_process(kind, length, arguments):
     command = [sys.executable, __file__, "--measure", kind, "--length", str(length)]
     command += ["--window", str(arguments.window), "--repeats", str(arguments.repeats)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # glibc would keep freed blocks of some MiB for itself, which are then counted as the layer's.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return [float(number) for number in output.split()[-2:]]
 
 

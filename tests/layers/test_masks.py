@@ -57,6 +57,7 @@ def test_a_rule_is_a_value_that_is_saved(name):
     rule = RULES[name][0]
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rule))
     assert again == rule and repr(again) == repr(rule)
+    assert eval(repr(rule)) == rule
     assert layers.AttentionMask.from_config(layers.AttentionMask(rule).get_config()).rule == rule
 
 
