@@ -38,6 +38,8 @@ setup(
         "convert": ["torch>=2.4"],
         "serve": ["flask>=3.0"],
         "plot": ["matplotlib>=3.8", "tensorboard>=2.17"],
+        # The handwritten digits of examples/task_image_vq_vae.py.
+        "digits": ["scikit-learn>=1.5"],
         # ruff is pinned because every new release may add findings. The tests train and compare with tokenizers, cut
         # CPM's texts with jieba, and draw; xdist runs them on two cores.
         "test": [
