@@ -6,7 +6,9 @@ Command: python examples/task_image_vq_vae.py              (--ema: the codebook 
          python examples/task_image_vq_vae.py --smoke      (the same, short)
          python examples/task_image_vq_vae.py --resume     (after an interruption, with the other flags as before)
 Score:   R2 of the held-out images, 1 - (squared error) / (squared distance from the mean image of the training).
-SCORES
+         Digits, --smoke: 0.935, 0.933 (seeds 1 and 2), with --ema 0.937; --epochs 100: 0.946. The 4 best principal
+         components, which are 4 real numbers: 0.489. About 30 of the 32 codes are in use.
+Time:    --smoke 64-125 s on a busy machine.
 """
 
 import argparse

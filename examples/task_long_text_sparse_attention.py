@@ -6,8 +6,8 @@ Data:    --data PATH: plain text, JSON lines with "sentence" or "text", or a fol
 Command: python examples/task_long_text_sparse_attention.py            (1,000 steps, times for lengths up to 4,096)
          python examples/task_long_text_sparse_attention.py --smoke    (150 steps, length 2,048)
          ... --variants standard local sparse atrous                   (others, one model each)
-Score:   SCORES
-Time:    TIMES
+Score:   not measured yet; --smoke prints cross-entropies of sparse and dense attention, and of frequencies alone.
+Time:    not measured yet; it prints the seconds of a training step for each length.
 """
 
 import argparse
