@@ -7,9 +7,9 @@ Data:    --data FILE: lines of JSON with `paragraphs` (lists of lines), or plain
 Command: python examples/task_language_model_on_lstm.py            (--cells on_lstm lstm: and an LSTM beside it)
          python examples/task_language_model_on_lstm.py --smoke    (the same, short)
          python examples/task_language_model_on_lstm.py --resume   (after an interruption, other flags as before)
-Score:   perplexity of held-out lines (every 20th poem): 486-633 in three short runs; frequencies of characters 1020.
-         Share of lines whose tree is first split where the verse has its break: 0.05-0.07, below chance (0.25-0.33).
-Time:    these runs 212-715 s on a busy machine; --smoke as it stands has no settled score yet.
+Score:   --smoke, one seed: perplexity of held-out lines 600; single characters 998. The first split of the tree is the
+         break of the verse in 93% of lines of 5 characters (chance 25%) by the step that awaits a character, else 2%.
+Time:    --smoke 190 s on a busy machine.
 """
 
 import argparse
