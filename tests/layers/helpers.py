@@ -31,6 +31,11 @@ def to_arrays(tensors):
     return [a.astype("float32") if a.dtype.name == "bfloat16" else a for a in arrays]
 
 
+def quick_compilation():
+    """`jit_compile` with which a short fit takes least time: without XLA on TensorFlow, never without on JAX."""
+    return "auto" if runtime.backend() == "jax" else False
+
+
 def mask_of(tensor):
     """The mask that a tensor carries, as an array, or None."""
     mask = getattr(tensor, "_keras_mask", None)

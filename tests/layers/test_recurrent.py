@@ -8,7 +8,7 @@ from keras import ops
 from bert4x.backend import focal_loss, runtime
 from bert4x.layers import ONLSTM, AttentionPooling1D, CharacterWordEmbedding, DilatedGatedConv1D
 from bert4x.snippets import CharacterWords
-from tests.layers.helpers import WithMask, randomize, to_arrays
+from tests.layers.helpers import WithMask, quick_compilation, randomize, to_arrays
 
 X = np.random.default_rng(3).standard_normal((2, 5, 4)).astype("float32")
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
@@ -79,7 +79,7 @@ def language_model():
     return keras.Model(ids, keras.layers.Dense(9)(x)), keras.Model(ids, distances)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiled", [quick_compilation(), pytest.param("auto", marks=pytest.mark.slow)])
 def test_trains_and_shows_the_distances_of_each_layer(compiled):
     ids = np.tile([[2, 3, 4, 5, 6, 0], [6, 5, 4, 3, 0, 0]], (8, 1)).astype("int32")
     model, seen = language_model()

@@ -7,7 +7,7 @@ from keras import ops
 
 from bert4x.backend import runtime
 from bert4x.layers import VectorQuantizer
-from tests.layers.helpers import WithMask, gradients, to_arrays
+from tests.layers.helpers import WithMask, gradients, quick_compilation, to_arrays
 
 Z = np.random.default_rng(2).standard_normal((6, 4, 3)).astype("float32")
 MASK = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], bool)
@@ -95,7 +95,9 @@ def test_dead_codes_start_again_from_vectors_of_the_batch(ema):
 @pytest.mark.parametrize(
     ("options", "compiled"),
     [
-        ({}, False), ({"ema": True, "decay": 0.9}, False), ({"restart_below": 0.2, "decay": 0.8}, False),
+        *[(options, quick_compilation()) for options in (
+            {}, {"ema": True, "decay": 0.9}, {"restart_below": 0.2, "decay": 0.8}
+        )],
         pytest.param({"restart_below": 0.2}, "auto", marks=pytest.mark.slow),
     ],
 )
