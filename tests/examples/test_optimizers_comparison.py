@@ -12,7 +12,7 @@ SCRIPT = "task_optimizers_comparison"
 SAMPLE = ROOT / "examples" / "datasets" / "sentiment_sample.tsv"
 TEXT = (ROOT / "examples" / f"{SCRIPT}.py").read_text(encoding="utf-8")
 # Of optimizers: not one to use itself, and names of the same class.
-OTHERS = {"Optimizer", "AdaFactorV1", "AdaFactorV2"}
+OTHERS = {"Optimizer", "AdaFactorBase", "AdaFactorV1", "AdaFactorV2", "LionV2"}
 
 
 def test_every_optimizer_and_every_extension_is_compared():
