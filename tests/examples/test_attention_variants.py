@@ -12,6 +12,7 @@ SAMPLE = ROOT / "examples" / "datasets" / "sentiment_sample.tsv"
 SHORT = ["--data", SAMPLE, "--max-length", 20, "--batch-size", 16, "--steps", 60]
 
 
+@pytest.mark.example
 def test_learns_from_the_sample(tmp_path):
     names = ["talking heads", "random"]
     scores = result(run(SCRIPT, *SHORT, "--only", *names, "--output", tmp_path))

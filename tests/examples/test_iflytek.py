@@ -27,6 +27,7 @@ def test_sample_is_balanced_and_without_repetitions():
     assert len({(row["label"], row["label_des"]) for row in records}) == 6
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("script", REGULARISED)
 def test_learns_from_the_sample(script, tmp_path):
     scores = result(run(script, *SHORT, "--output", tmp_path))
@@ -47,6 +48,7 @@ def test_perturbation_changes_what_is_learned(tmp_path):
     assert losses[0] != losses[1] == losses[2]
 
 
+@pytest.mark.example
 def test_small_model_takes_over_from_the_large_one(tmp_path):
     output = run(THESEUS, *SHORT, "--output", tmp_path)
     scores = result(output)

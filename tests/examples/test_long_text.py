@@ -9,6 +9,7 @@ SCRIPT = "task_long_text_sparse_attention"
 SAMPLE = ROOT / "examples" / "datasets" / "iflytek_sample.jsonl"
 
 
+@pytest.mark.example
 def test_learns_from_the_sample(tmp_path):
     flags = ["--data", SAMPLE, "--steps", 20, "--max-length", 64, "--rate", 8, "--lengths", 100, "--output", tmp_path]
     scores = result(run(SCRIPT, *flags, "--variants", "sparse"))

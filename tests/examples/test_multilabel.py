@@ -24,6 +24,7 @@ def test_sample_has_many_labels_and_no_repetitions():
     assert 2 < np.mean([len(row["labels"]) for row in records]) < 2.5
 
 
+@pytest.mark.example
 def test_learns_from_the_sample(tmp_path):
     flags = ["--data", SAMPLE, "--max-length", 36, "--batch-size", 16, "--epochs", 2, "--losses", "zlpr"]
     scores = result(run(SCRIPT, *flags, "--output", tmp_path))

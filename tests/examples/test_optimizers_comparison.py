@@ -25,6 +25,7 @@ def test_every_optimizer_and_every_extension_is_compared():
     assert len(extensions) == 9 and all(f'"{name}"' in TEXT for name in extensions)
 
 
+@pytest.mark.example
 def test_learns_from_the_sample(tmp_path):
     pytest.importorskip("matplotlib")
     names = ["Adam", "average of weights"]

@@ -18,6 +18,7 @@ def test_verse_sample_has_the_lengths_of_verse():
     assert len(lines) == len(set(lines)) == 240 and {len(line) for line in lines} == {5, 7}
 
 
+@pytest.mark.example
 def test_on_lstm_learns_the_sample_and_prints_trees_of_its_lines(tmp_path):
     (tmp_path / "small.json").write_text(SMALL, encoding="utf-8")
     flags = ["--data", VERSE, "--config", tmp_path / "small.json", "--epochs", 1, "--learning-rate", 0.01]
@@ -47,6 +48,7 @@ def test_on_lstm_smoke_run_passes_on_real_verse(shared_data, tmp_path):
     assert scores["metric"] <= 0.83 and scores["break"] >= 0.38 and scores["unigram"] == pytest.approx(1020, abs=20)
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("flags", [["--ema"], pytest.param(["--no-restart"], marks=pytest.mark.slow)])
 def test_vq_vae_draws_small_images_again(flags, tmp_path):
     pictures = np.zeros((90, 8, 8))

@@ -40,6 +40,7 @@ def test_learns_from_the_sample(finished):
     assert (folder / "best.weights.h5").is_file() and not (folder / "run.npz").exists()
 
 
+@pytest.mark.example
 def test_goes_on_after_an_interruption(finished, tmp_path):
     process = start("task_sentiment", *SHORT, "--output", tmp_path)
     deadline = time.monotonic() + 300

@@ -14,6 +14,7 @@ VAT, IG, ALBERT = (
 )
 
 
+@pytest.mark.example
 def test_vat_learns_from_the_sample(tmp_path):
     output = run(VAT, *SHORT, "--labeled", 64, "--epochs", 2, "--steps", 30, "--output", tmp_path)
     assert "64 with label, 69 without, 45 to test" in output
@@ -33,6 +34,7 @@ def test_the_unlabelled_half_takes_part(tmp_path):
     assert scores[0]["metric"] != scores[1]["metric"]
 
 
+@pytest.mark.example
 def test_explanations_name_what_decides(tmp_path):
     short = [*SHORT, "--epochs", 1, "--explained", 30, "--picture", "reviews.html"]
     output = run(IG, *short, "--output", tmp_path)
@@ -51,6 +53,7 @@ def test_explains_a_checkpoint(huggingface_folder, tmp_path):
     assert (tmp_path / "attributions.html").is_file()
 
 
+@pytest.mark.example
 def test_albert_shared_and_unshared(tmp_path):
     output = run(ALBERT, *SHORT, "--epochs", 1, "--output", tmp_path)
     scores = result(output)

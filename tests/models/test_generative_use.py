@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bert4x.models import build_transformer_model, enable_lora
+from tests.layers.helpers import quick_compilation
 from tests.models.generative import DECODERS, IDS, REAL, ROWS, T5, TARGETS, build, google_weights, inputs, run
 from tests.models.reference_weights import to_numpy
 
@@ -99,7 +100,7 @@ def test_training(row, remat):
     """A few steps of fit with dropout and masks, recomputed or not: the loss falls, every weight moves."""
     model = build(row, remat=remat, **({"with_lm": True} if row in T5 else {"final_activation": "softmax"})).model
     before = [to_numpy(weight) for weight in model.trainable_weights]
-    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", jit_compile=quick_compilation())
     arrays = [to_numpy(array) for array in inputs(model)] if row in T5 else IDS
     targets = (TARGETS if row in T5 else IDS) % 3 + 1
     losses = model.fit(arrays, targets, epochs=8, batch_size=2, verbose=0).history["loss"]

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from bert4x.models import build_transformer_model, teaforn
+from tests.layers.helpers import quick_compilation
 from tests.models import generative, tiny
 from tests.models.reference_weights import randomize, to_numpy
 
@@ -129,7 +130,7 @@ def test_training(family):
     model, inputs = decoder_of(family)
     before = run(model, inputs)
     training = teaforn(model)
-    training.compile(keras.optimizers.Adam(0.01))
+    training.compile(keras.optimizers.Adam(0.01), jit_compile=quick_compilation())
     history = training.fit(inputs, epochs=5, verbose=0).history
     assert all(values[-1] < values[0] for name, values in history.items() if name.startswith("loss"))
     assert set(history) == {"loss", "loss_1", "loss_2", "accuracy"}
@@ -144,11 +145,11 @@ def test_one_pass_is_plain_training(tolerance):
         randomize(model)
         if steps is None:
             training, w = model, tiny.SEGMENTS[:, 1:]
-            training.compile(keras.optimizers.SGD(0.1), plain)
+            training.compile(keras.optimizers.SGD(0.1), plain, jit_compile=quick_compilation())
             data = [LM, tiny.SEGMENTS], np.concatenate([LM[:, 1:, None], w[:, :, None]], -1)
         else:
             training = teaforn(model, steps, discount=discount)
-            training.compile(keras.optimizers.SGD(0.1))
+            training.compile(keras.optimizers.SGD(0.1), jit_compile=quick_compilation())
             data = [LM, tiny.SEGMENTS], None
         training.fit(*data, epochs=3, verbose=0)
         weights.append([to_numpy(w) for w in model.weights])
@@ -172,7 +173,7 @@ def test_weights_of_tokens_and_half_precision(tolerance):
     np.testing.assert_allclose(losses[0], token_loss(np.log(p), inputs[0], weights), atol=10 * tolerance)
     half = build_transformer_model(tiny.CONFIG, application="unilm", dtype="mixed_bfloat16")
     training = teaforn(half, mixing="embedding")
-    training.compile("adam")
+    training.compile("adam", jit_compile=quick_compilation())
     assert np.isfinite(training.fit([LM, tiny.SEGMENTS], verbose=0).history["loss"]).all()
 
 

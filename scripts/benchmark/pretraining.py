@@ -1,0 +1,143 @@
+"""A step of masked language modelling beside a plain loop of transformers on torch, and the input pipeline alone.
+
+    python scripts/benchmark/pretraining.py              # 4 layers of width 192, 7,000 tokens, batch 32 x 128
+    python scripts/benchmark/pretraining.py --width 256 --rows 64
+
+Both run the same model: BERT with its head, float32, AdamW, the norm of the gradients clipped at 1, 15 % of the tokens
+predicted, no dropout. Each makes the steps that a training run makes: a batch from the pipeline, the step, its loss
+read at the end of a round. The loop is the one that people write, where the head goes over all tokens; ours projects
+the predicted ones only, with the same loss. `--same-head` gives transformers the same: its head on those places.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretrain"))
+
+import keras
+import network
+import numpy as np
+import records
+import train
+
+from bert4x.tokenizers import Tokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def pipeline(arguments, folder):
+    """(endless batches of random records read from a shard, objective): what `train.py` feeds to `fit`."""
+    rng = np.random.default_rng(0)
+    size = arguments.length - 3
+    ids = rng.integers(len(SPECIAL), arguments.vocab, (4096, size), dtype="int32")
+    kinds = rng.choice([0, records.WORD, records.SENTENCE], (4096, size), p=[0.4, 0.55, 0.05]).astype("int32")
+    path = Path(folder) / "train-00000-of-00001.tfrecord"
+    records.write_shard(path, [records.pack_record(*pair) for pair in zip(ids, kinds, strict=True)])
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *(f"t{i}" for i in range(arguments.vocab - len(SPECIAL)))])}
+    objective = train.make_objective("mlm", arguments.length, Tokenizer(vocab), 0.15)
+    return train.Rows(records.Shards([path]), arguments.rows, objective).forfit(), objective
+
+
+def ours(config, objective, batches):
+    """A function that makes `steps` steps and gives the last loss."""
+    model, _ = network.build(config, objective)
+    train.compile_model(model, train.make_optimizer("adamw", 1e-4, {0: 1.0}, 0.01, 1))
+
+    def run(steps):
+        history = model.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
+        return history.history["loss"][-1]
+
+    return run
+
+
+def theirs(config, batches, same_head):
+    """The same with transformers on torch; None where it is not installed."""
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        print("transformers: not installed, skipped")
+        return None
+    torch.set_num_threads(os.cpu_count())
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**config, **rates)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+
+    def logits_at(ids, places):
+        inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+        index = torch.arange(len(ids))[:, None], places
+        if same_head:
+            return model.cls(model.bert(**inputs).last_hidden_state[index])
+        return model(**inputs).logits[index]
+
+    def run(steps):
+        for _ in range(steps):
+            (ids, _, places), (targets,), (weights,) = next(batches)
+            ids, places, targets = (torch.tensor(x).long() for x in (ids, places, targets))
+            weights = torch.tensor(weights)
+            optimizer.zero_grad()
+            logits = logits_at(ids, places)
+            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            loss = (losses * weights.flatten()).sum() / weights.sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        return float(loss.detach())
+
+    return run
+
+
+def seconds_of(function, *arguments):
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"width": 192, "layers": 4, "vocab": 7000, "rows": 32, "length": 128, "steps": 10, "repeats": 7}
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--same-head", action="store_true", help="transformers' head on the predicted tokens only")
+    arguments = parser.parse_args()
+    config = {
+        "vocab_size": arguments.vocab, "hidden_size": arguments.width, "num_hidden_layers": arguments.layers,
+        "num_attention_heads": 4, "intermediate_size": 4 * arguments.width, "hidden_act": "gelu",
+        "max_position_embeddings": 2 * arguments.length, "type_vocab_size": 2,
+    }
+    print(f"backend {keras.backend.backend()}, {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as folder:
+        batches, objective = pipeline(arguments, folder)
+        runs = {"bert4x": ours(config, objective, batches)}
+        other = theirs(config, batches, arguments.same_head)
+        runs |= {"transformers": other} if other else {}
+        compare(runs, arguments, lambda steps: [next(batches) for _ in range(steps)])
+
+
+def compare(runs, arguments, feed):
+    """Alternate the runs; print tokens per second, their ratio, and the pipeline beside what the model takes."""
+    for run in runs.values():
+        run(3)  # compile and warm up
+    times = {name: [] for name in runs}
+    for _ in range(arguments.repeats):
+        for name, run in runs.items():
+            times[name].append(seconds_of(run, arguments.steps))
+    tokens = arguments.steps * arguments.rows * arguments.length
+    for name, seconds in times.items():
+        ratio = statistics.median(t / o for t, o in zip(seconds, times["bert4x"], strict=True))
+        spread = f"{tokens / max(seconds):,.0f} .. {tokens / min(seconds):,.0f}"
+        print(f"{name:13s} {tokens / statistics.median(seconds):8,.0f} tokens/s ({spread}), {ratio:.2f} x the time")
+    seconds = statistics.median(seconds_of(feed, 20 * arguments.steps) / 20 for _ in range(arguments.repeats))
+    ratio = statistics.median(times["bert4x"]) / seconds
+    print(f"pipeline      {tokens / seconds:8,.0f} tokens/s, {ratio:.0f} x what bert4x takes")
+
+
+if __name__ == "__main__":
+    main()
