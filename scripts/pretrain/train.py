@@ -80,6 +80,11 @@ def make_optimizer(name, learning_rate, schedule, weight_decay, accumulation):
     return made(learning_rate, epsilon=1e-6, bias_correction=corrected, global_clipnorm=1.0, **options)
 
 
+def xla(asked=False):
+    """`jit_compile` of a training step: as asked; on JAX always, where the other way is one operation at a time."""
+    return asked or keras.backend.backend() == "jax"
+
+
 def compile_model(model, optimizer, *, order_weight=1.0, jit=False, steps_per_execution=1):
     """Cross-entropy as a mean over the tokens that have a weight, the same for the order of sentences."""
     losses = [
@@ -90,7 +95,7 @@ def compile_model(model, optimizer, *, order_weight=1.0, jit=False, steps_per_ex
     ]
     metrics = [["accuracy"] for _ in losses]
     model.compile(
-        optimizer, losses, loss_weights=[1.0, order_weight][: len(losses)], jit_compile=jit,
+        optimizer, losses, loss_weights=[1.0, order_weight][: len(losses)], jit_compile=xla(jit),
         weighted_metrics=metrics if len(metrics) > 1 else metrics[0], steps_per_execution=steps_per_execution,
     )
 
