@@ -24,7 +24,7 @@ test: .venv/ready
 	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "not slow and not example" --numprocesses 2 --dist loadfile
 
 test-examples: .venv/ready
-	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest tests/examples -m "example and not slow" --numprocesses 2
+	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "example and not slow" --numprocesses 2
 
 test-all: .venv-all/ready
 	.venv-all/bin/python -m tests

@@ -67,6 +67,7 @@ def commands(text):
                 yield shlex.split(command, comments=True)
 
 
+@pytest.mark.example
 def test_python_blocks_run(tmp_path):
     text = README.read_text(encoding="utf-8")
     if not blocks(text, "python"):

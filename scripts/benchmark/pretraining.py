@@ -33,7 +33,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def pipeline(arguments, folder):
-    """(endless batches of random records read from a shard, objective): what `train.py` feeds to `fit`."""
+    """(batches of random records read from a shard, objective): what `train.py` feeds to `fit`."""
     rng = np.random.default_rng(0)
     size = arguments.length - 3
     ids = rng.integers(len(SPECIAL), arguments.vocab, (4096, size), dtype="int32")
@@ -42,7 +42,13 @@ def pipeline(arguments, folder):
     records.write_shard(path, [records.pack_record(*pair) for pair in zip(ids, kinds, strict=True)])
     vocab = {token: i for i, token in enumerate([*SPECIAL, *(f"t{i}" for i in range(arguments.vocab - len(SPECIAL)))])}
     objective = train.make_objective("mlm", arguments.length, Tokenizer(vocab), 0.15)
-    return train.Rows(records.Shards([path]), arguments.rows, objective).forfit(), objective
+    return train.Rows(records.Shards([path]), arguments.rows, objective), objective
+
+
+def endless(rows):
+    """The batches of the passes, one after another, as plain arrays."""
+    while True:
+        yield from rows
 
 
 def ours(config, objective, batches):
@@ -114,8 +120,9 @@ def main():
     }
     print(f"backend {keras.backend.backend()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as folder:
-        batches, objective = pipeline(arguments, folder)
-        runs = {"bert4x": ours(config, objective, batches)}
+        rows, objective = pipeline(arguments, folder)
+        batches = endless(rows)
+        runs = {"bert4x": ours(config, objective, rows.forfit())}
         other = theirs(config, batches, arguments.same_head)
         runs |= {"transformers": other} if other else {}
         compare(runs, arguments, lambda steps: [next(batches) for _ in range(steps)])

@@ -12,6 +12,8 @@ from bert4x.tokenizers import Tokenizer
 from tests.conftest import ROOT
 from tests.examples.conftest import TOKENS, environment, needs_minilm, run
 
+pytestmark = pytest.mark.example
+
 
 def rankings(output):
     """{query: [(cosine, sentence)]} as printed."""
@@ -101,7 +103,6 @@ def test_blanks_are_filled_by_the_head(huggingface_folder, tiny_model):
         np.testing.assert_allclose([p for _, p in row], probabilities[place][best], atol=6e-4)
 
 
-@pytest.mark.example
 def test_small_model_learns_to_fill_blanks(tmp_path):
     data = tmp_path / "text.txt"
     words = "房间 服务 态度 价格 早餐 位置 书店 电脑".split()

@@ -14,6 +14,8 @@ from bert4x.tokenizers import BpeTokenizer, CPMTokenizer, Tokenizer
 from tests.conftest import ROOT
 from tests.examples.conftest import run
 
+pytestmark = pytest.mark.example
+
 SIZE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
