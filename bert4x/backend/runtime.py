@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from bert4x.backend.batches import as_tuples, conform
+from bert4x.backend.memory import reuse_freed_memory
 from bert4x.backend.scopes import (  # noqa: F401  `overridden` is offered here
     Replay,
     differentiating_twice,
@@ -435,6 +436,7 @@ def _tf_dataset(make_iterator, example):
     signature = tuple(tf.TensorSpec([None] * a.ndim, a.dtype) for a in leaves if a is not None)
 
     def flat_batches():
+        reuse_freed_memory()  # here, because the data set has changed it when its first batch is asked for
         for batch in make_iterator():
             yield tuple(a for a in tree.flatten(conform(batch, example)) if a is not None)
 

@@ -31,14 +31,14 @@ def test_right_answers_score_one(task, shared_data):
     assert inputs[0].shape == (len(records), length)
     count = len(kind.names) if isinstance(kind, worth.Classes) else 2 * len(kind.types) + 1
     right = one_hot(targets if targets.ndim == 1 else targets.tolist(), count, length)
-    # What lies behind the end of an input, or inside of a token, cannot be found.
-    assert kind.score(records, spans, right) == 1 or 0.8 < kind.score(records, spans, right) < 1
+    # A range that goes beyond the end of an input, or ends inside of a token, cannot be found.
+    assert kind.score(records, spans, right) == 1 if targets.ndim == 1 else 0.8 < kind.score(records, spans, right) <= 1
     assert kind.score(records, spans, np.roll(right, 1, axis=-1)) < 0.5
 
 
 @pytest.mark.slow
 def test_compares_both_starts(tmp_path, vocab_file, monkeypatch, capsys):
-    """On made-up reviews; the pretrained one is a random model, which the report calls by the same rules."""
+    """On made-up reviews; the pretrained model is a random one."""
     words = {"好": "Positive", "很": "Negative"}
     rows = [{"sentence": f"{word * 3}{i}", "label": label} for i in range(80) for word, label in words.items()]
     (tmp_path / "fewclue").mkdir()
