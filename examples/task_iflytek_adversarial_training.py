@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from bert4x.backend import keras
-from bert4x.layers import FirstToken, GlobalAveragePooling1D
+from bert4x.layers import FirstToken
 from bert4x.models import build_transformer_model
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
 from bert4x.snippets import (
@@ -44,23 +44,24 @@ from bert4x.snippets import (
     set_seed,
 )
 from bert4x.snippets.metrics import accuracy
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED, SAMPLE = HERE.parents[1] / "shared" / "data" / "classification", HERE / "datasets" / "iflytek_sample.jsonl"
 PASS_LINES = {"iflytek": 0.2, "sentiment": 0.75}  # accuracy that --smoke must reach, by the name of the data
 
 parser = argparse.ArgumentParser(description="Classify app descriptions; the embedding is perturbed in training.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder or beginning of file names, see the head of this script")
 parser.add_argument("--epochs", type=int, default=10, help="passes over the training data (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="texts per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=128, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--epsilon", type=float, help="size of the perturbation; default: 0.3 mean row norms of the table")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many texts of each split")
@@ -74,7 +75,7 @@ set_seed(args.seed)
 if args.smoke:
     args.epochs, args.max_length = 6, 64
 data = Path(args.data or (SHARED / "iflytek" if SHARED.is_dir() else SAMPLE))
-learning_rate = args.learning_rate or (2e-5 if args.checkpoint else 1e-3)
+learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
@@ -106,12 +107,7 @@ labels = sorted({label for _, label in train + dev})
 label_ids = {label: i for i, label in enumerate(labels)}
 print(f"Texts in {data.name}: {len(train):,} to train, {len(dev):,} to validate; {len(labels)} classes")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def collate(records):
@@ -126,16 +122,9 @@ steps = 100 if args.smoke else max(len(generator), 50)  # a small set is passed 
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
-if args.config or args.checkpoint:
-    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
-else:
-    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-    rates = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
-    bert = build_transformer_model(vocab_size=len(vocab), hidden_act="gelu", max_position=512, **size, **rates)
+bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
 head = keras.layers.Dense(len(labels), "softmax", kernel_initializer=bert.builder.initializer)
-# The first token is [CLS]; a model from scratch does not learn in time to gather all that matters there.
-pool = FirstToken() if args.checkpoint else GlobalAveragePooling1D()
-model = keras.Model(bert.inputs, head(pool(bert.output)))
+model = keras.Model(bert.inputs, head(FirstToken()(bert.output)))  # the first token is [CLS]
 print(f"Model: {bert.builder.num_hidden_layers} layers, {model.count_params():,} weights, {keras.backend.backend()}")
 
 # From 0 to the full rate over the first tenth of the steps, then down to a tenth of it. The norm of all gradients

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bert4x.backend import keras, ops
-from bert4x.layers import FirstToken, GlobalAveragePooling1D, Layer
+from bert4x.layers import FirstToken, Layer
 from bert4x.models import build_transformer_model
 from bert4x.optimizers import Adam, extend_with_piecewise_linear_lr
 from bert4x.snippets import (
@@ -36,24 +36,25 @@ from bert4x.snippets import (
     sequence_padding,
     set_seed,
 )
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED = HERE.parents[1] / "shared" / "data" / "classification" / "iflytek"  # so the files begin
 SAMPLE = HERE / "datasets" / "iflytek_sample.jsonl"
 PASS_LINE = 0.17  # accuracy that --smoke must reach on the shared data
 
 parser = argparse.ArgumentParser(description="Classify app descriptions with a compressed model.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder or beginning of file names, see the head of this script")
 parser.add_argument("--epochs", type=int, default=8, help="passes over the data in each of 3 stages (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="texts per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=128, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--layers", type=int, help="blocks of the small model; default: half of those of the large one")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many texts of each split")
@@ -67,7 +68,7 @@ set_seed(args.seed)
 if args.smoke:
     args.epochs, args.max_length = 3, 64
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
-learning_rate, output = args.learning_rate or (2e-5 if args.checkpoint else 1e-3), Path(args.output)
+learning_rate, output = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5), Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
 # ---- 2. Data --------------------------------------------------------------------------------------------------------
@@ -93,12 +94,7 @@ train, dev, test = (records[: args.limit] for records in read_splits(data))
 labels = sorted({label for _, label in train + dev})
 print(f"Texts in {data.name}: {len(train):,} to train, {len(dev):,} to validate; {len(labels)} classes")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def collate(records):
@@ -113,17 +109,14 @@ steps = 100 if args.smoke else max(-(-len(train) // args.batch_size), 50)  # a s
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
-config, size = args.config or args.checkpoint, {}
-if not config:
-    size = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
-    size |= {"vocab_size": len(vocab), "hidden_act": "gelu", "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
-large = build_transformer_model(config, args.checkpoint, **size, output_hidden_states=True).builder
+config = args.config or args.checkpoint
+large = build_transformer_model(config, args.checkpoint, output_hidden_states=True).builder
 blocks = args.layers or large.num_hidden_layers // 2
 if large.num_hidden_layers % blocks:
     parser.error(f"--layers must divide the {large.num_hidden_layers} blocks of the large model; got {blocks}")
 embedding = {name: layer for name, layer in large.layers.items() if name.startswith("Embedding-")}  # for both models
 own = {"num_hidden_layers": blocks, "prefix": "Small-", "layers": embedding, "output_hidden_states": True}
-small = build_transformer_model(config, False, **{**size, **own}).builder
+small = build_transformer_model(config, False, **own).builder
 
 
 def modules(builder):
@@ -144,7 +137,7 @@ class Switch(Layer):
 
 
 head = keras.layers.Dense(len(labels), "softmax", kernel_initializer=large.initializer)
-pool = FirstToken() if args.checkpoint else GlobalAveragePooling1D()  # [CLS] says little in a new model
+pool = FirstToken()
 predecessor = keras.Model(large.inputs, head(pool(large.outputs[0])))
 mixed = alone = large.outputs[1]  # behind the embeddings
 for index, (old, new) in enumerate(zip(modules(large), modules(small), strict=True)):

@@ -38,11 +38,12 @@ from bert4x.snippets import (
     set_seed,
 )
 from bert4x.snippets.metrics import score
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED = HERE.parents[1] / "shared" / "data" / "multilabel" / "duee_types"  # the files begin with it
 SAMPLE = HERE / "datasets" / "multilabel_sample.jsonl"
 THRESHOLDS = sorted(np.arange(-4, 2.1, 0.25), key=abs)  # of equally good ones the nearest to 0 is taken
@@ -50,14 +51,14 @@ PASS_LINE = 0.65  # micro-F1 that --smoke must reach on the shared data
 
 parser = argparse.ArgumentParser(description="Find all classes of a sentence.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder, beginning of file names, or file; see the head of this script")
 parser.add_argument("--losses", nargs="+", choices=("zlpr", "sum", "mean"), default=["zlpr"], help="one model each")
 parser.add_argument("--epochs", type=int, default=8, help="passes over the training data (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="sentences per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=82, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/multilabel", help="folder for what is written (%(default)s)")
@@ -69,7 +70,7 @@ started = time.perf_counter()
 if args.smoke:
     args.epochs, args.losses = 3, ["zlpr", "sum"]
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
-learning_rate, output = args.learning_rate or (2e-5 if args.checkpoint else 1e-3), Path(args.output)
+learning_rate, output = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5), Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
 # ---- 2. Data --------------------------------------------------------------------------------------------------------
@@ -98,12 +99,7 @@ train, dev, test = (records[: args.limit] for records in read_splits(data))
 labels = sorted(set.union(*(found for _, found in train)))
 print(f"{len(labels)} classes; {len(train):,} sentences to train, {len(dev):,} to validate, {len(test):,} to test")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def collate(records):
@@ -118,11 +114,7 @@ def collate(records):
 
 def build_model():
     """A BERT, the mean of its last states, a score for each class."""
-    config, size = args.config or args.checkpoint, {}
-    if not config:
-        size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-        size |= {"vocab_size": len(vocab), "hidden_act": "gelu", "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
-    bert = build_transformer_model(config, args.checkpoint, **size)
+    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
     head = keras.layers.Dense(len(labels), kernel_initializer=bert.builder.initializer)  # no sigmoid, no softmax
     return keras.Model(bert.inputs, head(GlobalAveragePooling1D()(bert.output)))
 

@@ -37,24 +37,25 @@ from bert4x.snippets import (
     set_seed,
 )
 from bert4x.snippets.metrics import entity_score
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED = HERE.parents[1] / "shared" / "data" / "ner" / "resume"  # the files begin with it
 SAMPLE = HERE / "datasets" / "ner_sample.txt"
 PASS_LINE = 0.5  # F1 that --smoke must reach on the shared data
 
 parser = argparse.ArgumentParser(description="Find the named entities of a sentence.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder, beginning of file names, or file; see the head of this script")
 parser.add_argument("--epochs", type=int, default=10, help="passes over the training data (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="sentences per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=128, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--efficient", action="store_true", help="one product for all types")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
@@ -68,7 +69,7 @@ set_seed(args.seed)
 if args.smoke:
     args.epochs, args.max_length = 4, 100
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
-learning_rate = args.learning_rate or (2e-5 if args.checkpoint else 1e-3)
+learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
@@ -89,12 +90,7 @@ types = sorted({kind for _, entities in train for *_, kind in entities})
 (output / "types.json").write_text(json.dumps(types), encoding="utf-8")
 print(f"{len(types)} types; {len(train):,} sentences to train, {len(dev):,} to validate, {len(test):,} to test")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def encode(record):
@@ -128,14 +124,9 @@ def labels_of(records):
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
-if args.config or args.checkpoint:
-    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
-else:  # the pointer brings relative positions itself
-    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-    size |= {"hidden_act": "gelu", "dropout_rate": 0.1, "attention_dropout_rate": 0.1, "max_position": 512}
-    bert = build_transformer_model(vocab_size=len(vocab), **size)
+bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
 pointer = EfficientGlobalPointer if args.efficient else GlobalPointer
-pointer = pointer(len(types), 64 if args.checkpoint else 32, kernel_initializer="glorot_uniform")
+pointer = pointer(len(types), 64, kernel_initializer="glorot_uniform")
 model = keras.Model(bert.inputs, pointer(bert.output))
 
 

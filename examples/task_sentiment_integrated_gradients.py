@@ -44,24 +44,25 @@ from bert4x.snippets import (
     sequence_padding,
     set_seed,
 )
-from bert4x.tokenizers import Tokenizer, character_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED, SAMPLE = HERE.parents[1] / "shared" / "data" / "sentiment", HERE / "datasets" / "sentiment_sample.tsv"
 LABELS = ["negative", "positive"]
 PASS_LINE, LARGEST_ERROR = 0.75, 0.02  # accuracy, and how far the shares may be from their sum, for --smoke
 
 parser = argparse.ArgumentParser(description="Explain a classifier of reviews by integrated gradients.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder or file of reviews, see the head of this script")
 parser.add_argument("--epochs", type=int, default=4, help="passes over the training data (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="reviews per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=64, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--explained", type=int, default=200, help="reviews to explain (%(default)s)")
 parser.add_argument("--points", type=int, default=100, help="points between nothing and the review (%(default)s)")
 parser.add_argument("--picture", default="attributions.html", help=".html, or .png with bert4x[plot] (%(default)s)")
@@ -76,7 +77,7 @@ started = time.perf_counter()
 set_seed(args.seed)
 args.epochs = 2 if args.smoke else args.epochs
 data = Path(args.data or (SHARED if SHARED.is_dir() else SAMPLE))
-learning_rate = args.learning_rate or (2e-5 if args.checkpoint else 1e-3)
+learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
@@ -101,11 +102,7 @@ def read_splits(path):
 train, valid, test = (records[: args.limit] for records in read_splits(data))
 print(f"Reviews in {data.name}: {len(train):,} to train, {len(valid):,} to validate, {len(test):,} to test")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def encode(records):
@@ -129,12 +126,7 @@ steps = 200 if args.smoke else max(len(generator), 100)  # between two validatio
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
-if args.config or args.checkpoint:
-    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
-else:
-    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-    rates = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
-    bert = build_transformer_model(vocab_size=len(vocab), hidden_act="gelu", max_position=512, **size, **rates)
+bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
 head = keras.layers.Dense(len(LABELS), "softmax", kernel_initializer=bert.builder.initializer)
 model = keras.Model(bert.inputs, head(FirstToken()(bert.output)))  # the first token is [CLS]
 schedule = {math.ceil(steps * args.epochs / 10): 1, steps * args.epochs: 0.1}  # up from 0, then down to a tenth
@@ -153,7 +145,7 @@ model.fit(generator.forfit(), validation_data=collate(valid), **budget)
 
 def explain(rows):
     """The share of each token of each row, the errors of the sums, F(review) and F(empty review)."""
-    size = args.batch_size if args.checkpoint else len(rows)  # the rows of one call are in memory together
+    size = args.batch_size  # the rows of one call are in memory together
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     parts = [integrated_gradients(model, padded(chunk), steps=args.points) for chunk in chunks]
     return [np.concatenate(values) for values in zip(*parts, strict=True)]

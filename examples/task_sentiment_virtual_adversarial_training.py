@@ -47,25 +47,26 @@ from bert4x.snippets import (
     set_seed,
     virtual_adversarial_training,
 )
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED, SAMPLE = HERE.parents[1] / "shared" / "data" / "sentiment", HERE / "datasets" / "sentiment_sample.tsv"
 PASS_LINE = 0.62  # accuracy with VAT that --smoke must reach on the shared data
 
 parser = argparse.ArgumentParser(description="Classify reviews with few labels, by virtual adversarial training.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder or file of reviews, see the head of this script")
 parser.add_argument("--labeled", type=int, default=400, help="reviews that keep a label (%(default)s; at most half)")
 parser.add_argument("--epochs", type=int, default=10, help="times of --steps steps (%(default)s)")
 parser.add_argument("--steps", type=int, default=100, help="steps between two validations (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=16, help="reviews per step with label, and without (%(default)s)")
 parser.add_argument("--max-length", type=int, default=64, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--epsilon", type=float, help="length of the perturbation; default: 0.3 mean lengths of a row")
 parser.add_argument("--weight", type=float, default=1.0, help="weight of the unlabelled loss (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="seed of labels kept, weights, dropout, order (%(default)s)")
@@ -79,7 +80,7 @@ started = time.perf_counter()
 if args.smoke:
     args.epochs = 3
 data = Path(args.data or (SHARED if SHARED.is_dir() else SAMPLE))
-learning_rate = args.learning_rate or (2e-5 if args.checkpoint else 1e-3)
+learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
@@ -107,12 +108,7 @@ cut = min(args.labeled, len(train) // 2)
 labeled, unlabeled = train[:cut], train[cut:]
 print(f"Reviews in {data.name}: {cut:,} with label, {len(unlabeled):,} without, {len(test):,} to test")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # the characters that occur twice, which needs no labels; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def collate(records):
@@ -128,12 +124,7 @@ def collate(records):
 def build_model():
     """A classifier, with the same initial weights each time."""
     set_seed(args.seed)
-    if args.config or args.checkpoint:
-        bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
-    else:
-        size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-        rates = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
-        bert = build_transformer_model(vocab_size=len(vocab), hidden_act="gelu", max_position=512, **size, **rates)
+    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
     head = keras.layers.Dense(2, "softmax", kernel_initializer=bert.builder.initializer)
     return keras.Model(bert.inputs, head(FirstToken()(bert.output)))  # the first token is [CLS]
 

@@ -40,24 +40,26 @@ from bert4x.snippets import (
     words_to_tags,
 )
 from bert4x.snippets.metrics import segmentation_score, vocabulary_recalls
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED = HERE.parents[1] / "shared" / "data" / "cws" / "msr_"  # the files begin with it
 SAMPLE = HERE / "datasets" / "cws_sample.utf8"
+TRANSITIONS = 0.01  # their learning rate: one that suits the encoder is too small for them
 PASS_LINE = 0.65  # F1 that --smoke must reach on the shared data
 
 parser = argparse.ArgumentParser(description="Cut sentences into words.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder, beginning of file names, or file; see the head of this script")
 parser.add_argument("--epochs", type=int, default=10, help="passes over the training data (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="pieces of sentences per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=64, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/cws_crf", help="folder for what is written (%(default)s)")
@@ -69,8 +71,7 @@ started = time.perf_counter()
 args.epochs = 3 if args.smoke else args.epochs
 set_seed(args.seed)
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
-# A rate that suits the encoder is too small for the transitions: from scratch too, in a short run.
-learning_rate, multiplier = args.learning_rate or (2e-5 if args.checkpoint else 1e-3), 1000 if args.checkpoint else 10
+learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 (output := Path(args.output)).mkdir(parents=True, exist_ok=True)
 
 # ---- 2. Data --------------------------------------------------------------------------------------------------------
@@ -100,12 +101,7 @@ train, dev, test = (records[: args.limit] for records in read_splits(data))
 dev, test = (dev[:200], test[:1000]) if args.smoke else (dev, test)
 print(f"{len(train):,} sentences to train, {len(dev):,} to validate, {len(test):,} to test")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab("".join(words) for words in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def pieces(words):
@@ -136,13 +132,8 @@ def collate(rows):
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
-if args.config or args.checkpoint:
-    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
-else:  # relative positions: with absolute ones a small model does not learn what its neighbours are
-    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-    size |= {"hidden_act": "gelu", "dropout_rate": 0.1, "attention_dropout_rate": 0.1, "max_position": 512}
-    bert = build_transformer_model(model="nezha", vocab_size=len(vocab), **size)
-crf = ConditionalRandomField(multiplier)
+bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
+crf = ConditionalRandomField(lr_multiplier=TRANSITIONS / learning_rate)
 model = keras.Model(bert.inputs, crf(keras.layers.Dense(4, kernel_initializer=bert.builder.initializer)(bert.output)))
 
 # ---- 4. Training ----------------------------------------------------------------------------------------------------

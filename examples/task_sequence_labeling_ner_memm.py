@@ -38,24 +38,26 @@ from bert4x.snippets import (
     tags_to_entities,
 )
 from bert4x.snippets.metrics import entity_score
-from bert4x.tokenizers import Tokenizer, character_vocab, save_vocab
+from bert4x.tokenizers import Tokenizer
 
 # ---- 1. Settings ----------------------------------------------------------------------------------------------------
 
 HERE = Path(__file__).resolve().parent
+TINY = HERE / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 SHARED = HERE.parents[1] / "shared" / "data" / "ner" / "resume"  # the files begin with it
 SAMPLE = HERE / "datasets" / "ner_sample.txt"
+TRANSITIONS = 0.01  # their learning rate: one that suits the encoder is too small for them
 PASS_LINE = 0.5  # F1 that --smoke must reach on the shared data
 
 parser = argparse.ArgumentParser(description="Find the named entities of a sentence.")
 parser.add_argument("--config", help="configuration; default: the one in --checkpoint")
-parser.add_argument("--checkpoint", help="pretrained model: a directory, or a file with --config and --vocab")
-parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint, else made from the data")
+parser.add_argument("--checkpoint", default=TINY, help="directory, or a file with --config and --vocab (%(default)s)")
+parser.add_argument("--vocab", help="vocabulary file; default: the one in --checkpoint")
 parser.add_argument("--data", help="folder, beginning of file names, or file; see the head of this script")
 parser.add_argument("--epochs", type=int, default=10, help="passes over the training data (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=32, help="sentences per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=128, help="longest input, in tokens (%(default)s)")
-parser.add_argument("--learning-rate", type=float, help="default: 2e-5 with --checkpoint, else 1e-3")
+parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
 parser.add_argument("--hidden-dim", type=int, help="rank of the transitions, for many labels; default: full")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
@@ -69,8 +71,7 @@ set_seed(args.seed)
 if args.smoke:
     args.epochs, args.max_length = 4, 100
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
-learning_rate = args.learning_rate or (2e-5 if args.checkpoint else 1e-3)
-multiplier = 1000 if args.checkpoint else 1  # a rate that suits an encoder is too small for the transitions
+learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)
 output.mkdir(parents=True, exist_ok=True)
 
@@ -91,12 +92,7 @@ types = sorted({kind for _, entities in train for *_, kind in entities})
 (output / "types.json").write_text(json.dumps(types), encoding="utf-8")
 print(f"{len(types)} types; {len(train):,} sentences to train, {len(dev):,} to validate, {len(test):,} to test")
 
-if args.vocab or args.checkpoint:
-    tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
-else:  # characters; `pre_tokenize=list` makes every character a word
-    vocab = character_vocab(text for text, _ in train)
-    save_vocab(output / "vocab.txt", vocab)
-    tokenizer = Tokenizer(vocab, do_lower_case=True, pre_tokenize=list)
+tokenizer = Tokenizer(args.vocab or args.checkpoint, do_lower_case=True if args.vocab else None)
 
 
 def encode(record):
@@ -114,13 +110,8 @@ def collate(records):
 
 # ---- 3. Model -------------------------------------------------------------------------------------------------------
 
-if args.config or args.checkpoint:
-    bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
-else:  # relative positions: with absolute ones a small model does not learn what its neighbours are
-    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-    size |= {"hidden_act": "gelu", "dropout_rate": 0.1, "attention_dropout_rate": 0.1, "max_position": 512}
-    bert = build_transformer_model(model="nezha", vocab_size=len(vocab), **size)
-memm = MaximumEntropyMarkovModel(lr_multiplier=multiplier, hidden_dim=args.hidden_dim)
+bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
+memm = MaximumEntropyMarkovModel(lr_multiplier=TRANSITIONS / learning_rate, hidden_dim=args.hidden_dim)
 scores = keras.layers.Dense(2 * len(types) + 1, kernel_initializer=bert.builder.initializer)(bert.output)
 model = keras.Model(bert.inputs, memm(scores))
 

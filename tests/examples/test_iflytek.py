@@ -52,7 +52,7 @@ def test_perturbation_changes_what_is_learned(tmp_path):
 def test_small_model_takes_over_from_the_large_one(tmp_path):
     output = run(THESEUS, *SHORT, "--output", tmp_path)
     scores = result(output)
-    assert "4 blocks" in output and "-> 2 blocks" in output
+    assert "3 blocks" in output and "-> 1 blocks" in output
     assert scores["small model"] == scores["metric"] > scores["baseline"] + 0.3
     assert scores["small, after replacing"] > scores["baseline"] + 0.3
     assert len(rows(tmp_path / "predictions.jsonl")) == 39

@@ -133,7 +133,17 @@ def test_objectives_learn_and_their_checkpoints_load(objective, config, options,
     half = runtime.to_numpy(small(inputs[0] if objective == "gpt" else inputs)[-1])
     np.testing.assert_allclose(half, outputs[0], atol=tolerances["float16"])
     assert Tokenizer(str(tmp_path / "small")).encode("今天")[0] == tokenizer.encode("今天")[0]
-    assert f"--objective {objective}" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert f"--objective {objective}" in card and f"{facts['unigram']:.3f} nats" in card
+    assert 1 < facts["unigram"] < np.log(120) and 0 < facts["commonest"] < 1
+
+
+def test_a_run_starts_from_a_checkpoint(arguments, tmp_path, tolerance):
+    train.train(arguments("first", learning_rate=0.01, save_every=6))
+    checkpoint = tmp_path / "first" / "checkpoint" / "model.safetensors"
+    train.train(arguments("second", learning_rate=1e-12, steps=2, checkpoint=checkpoint))
+    before, after = (rows_of(tmp_path / name)[-1]["val_loss"] for name in ("first", "second"))
+    assert after == pytest.approx(before, rel=10 * tolerance)
 
 
 def test_a_killed_run_goes_on_to_the_same_curve(arguments, tmp_path, tolerance):
