@@ -67,13 +67,13 @@ parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropou
 parser.add_argument("--limit", type=int, help="use only this many texts of each split")
 parser.add_argument("--output", default="checkpoints/iflytek_gp", help="folder for what is written (%(default)s)")
 parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
-parser.add_argument("--smoke", action="store_true", help="600 steps at length 64; fails below a score")
+parser.add_argument("--smoke", action="store_true", help="300 steps at length 64; fails below a score")
 args = parser.parse_args()
 
 started = time.perf_counter()
 set_seed(args.seed)
 if args.smoke:
-    args.epochs, args.max_length = 6, 64
+    args.epochs, args.max_length = 3, 64
 data = Path(args.data or (SHARED / "iflytek" if SHARED.is_dir() else SAMPLE))
 learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)

@@ -56,18 +56,19 @@ parser.add_argument("--epochs", type=int, default=10, help="passes over the trai
 parser.add_argument("--batch-size", type=int, default=32, help="sentences per optimizer step (%(default)s)")
 parser.add_argument("--max-length", type=int, default=128, help="longest input, in tokens (%(default)s)")
 parser.add_argument("--learning-rate", type=float, help="default: 5e-4 for the tiny model, 2e-5 for others")
+parser.add_argument("--no-rotary", action="store_true", help="without relative positions, to compare")
 parser.add_argument("--efficient", action="store_true", help="one product for all types")
 parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropout and data order (%(default)s)")
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/global_pointer", help="folder for what is written (%(default)s)")
 parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
-parser.add_argument("--smoke", action="store_true", help="4 epochs at length 100; fails below a score")
+parser.add_argument("--smoke", action="store_true", help="2 epochs at length 100; fails below a score")
 args = parser.parse_args()
 
 started = time.perf_counter()
 set_seed(args.seed)
 if args.smoke:
-    args.epochs, args.max_length = 4, 100
+    args.epochs, args.max_length = 2, 100
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
 learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)
@@ -126,7 +127,7 @@ def labels_of(records):
 
 bert = build_transformer_model(args.config or args.checkpoint, args.checkpoint)
 pointer = EfficientGlobalPointer if args.efficient else GlobalPointer
-pointer = pointer(len(types), 64, kernel_initializer="glorot_uniform")
+pointer = pointer(len(types), 64, RoPE=not args.no_rotary, kernel_initializer="glorot_uniform")
 model = keras.Model(bert.inputs, pointer(bert.output))
 
 

@@ -64,11 +64,11 @@ parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropou
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/cws_crf", help="folder for what is written (%(default)s)")
 parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
-parser.add_argument("--smoke", action="store_true", help="600 steps, 1,000 sentences to test; fails below a score")
+parser.add_argument("--smoke", action="store_true", help="400 steps, 1,000 sentences to test; fails below a score")
 args = parser.parse_args()
 
 started = time.perf_counter()
-args.epochs = 3 if args.smoke else args.epochs
+args.epochs = 2 if args.smoke else args.epochs
 set_seed(args.seed)
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
 learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)

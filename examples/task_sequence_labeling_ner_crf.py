@@ -62,13 +62,13 @@ parser.add_argument("--seed", type=int, default=0, help="seed of weights, dropou
 parser.add_argument("--limit", type=int, help="use only this many sentences of each split")
 parser.add_argument("--output", default="checkpoints/ner_crf", help="folder for what is written (%(default)s)")
 parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --output")
-parser.add_argument("--smoke", action="store_true", help="4 epochs at length 100; fails below a score")
+parser.add_argument("--smoke", action="store_true", help="2 epochs at length 100; fails below a score")
 args = parser.parse_args()
 
 started = time.perf_counter()
 set_seed(args.seed)
 if args.smoke:
-    args.epochs, args.max_length = 4, 100
+    args.epochs, args.max_length = 2, 100
 data = Path(args.data or (SHARED if SHARED.parent.is_dir() else SAMPLE))
 learning_rate = args.learning_rate or (5e-4 if args.checkpoint == TINY else 2e-5)
 output = Path(args.output)

@@ -17,11 +17,13 @@ BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
 
-# Runs all blocks in one process, in order, each in its own namespace and folder; a failure names its line.
+# Runs all blocks in one process, in order, each in its own namespace and folder, in which the examples are at hand as
+# they are in a clone; a failure names its line.
 RUNNER = """
 import json, os, sys, tempfile
 for line, code in json.load(sys.stdin):
     os.chdir(tempfile.mkdtemp(dir=sys.argv[1]))
+    os.symlink(sys.argv[2], "examples")
     exec(compile("\\n" * line + code, "README.md", "exec"), {"__name__": "__main__"})
 """
 
@@ -39,7 +41,7 @@ def run_python(text, folder):
     """Run the Python blocks of a page in a fresh process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-c", RUNNER, str(folder)],
+        [sys.executable, "-c", RUNNER, str(folder), str(ROOT / "examples")],
         input=json.dumps(blocks(text, "python")), env=environment, capture_output=True, text=True,
     )
 
@@ -93,7 +95,7 @@ raise ValueError("not to be run")
 ```
 ```python
 import os
-assert "value" not in globals() and os.listdir() == []
+assert "value" not in globals() and os.listdir() == ["examples"]
 ```
 """
 

@@ -5,8 +5,9 @@
 
 Both run the same model: BERT with its head, float32, AdamW, the norm of the gradients clipped at 1, 15 % of the tokens
 predicted, no dropout. Each makes the steps that a training run makes: a batch from the pipeline, the step, its loss
-read at the end of a round. The loop is the one that people write, where the head goes over all tokens; ours projects
-the predicted ones only, with the same loss. `--same-head` gives transformers the same: its head on those places.
+read at the end of a round. The loop is the one that people write, `model(ids, labels=labels).loss`, where the head goes
+over all tokens; ours projects the predicted ones only, with the same loss. `--same-head` gives transformers the same:
+its head on those places.
 """
 
 import argparse
@@ -76,22 +77,22 @@ def theirs(config, batches, same_head):
     model = transformers.BertForMaskedLM(transformers.BertConfig(**config, **rates)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
 
-    def logits_at(ids, places):
+    def loss_of(ids, places, targets, weights):
         inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-        index = torch.arange(len(ids))[:, None], places
+        index, counts = (torch.arange(len(ids))[:, None], places), weights > 0
         if same_head:
-            return model.cls(model.bert(**inputs).last_hidden_state[index])
-        return model(**inputs).logits[index]
+            logits = model.cls(model.bert(**inputs).last_hidden_state[index])
+            return torch.nn.functional.cross_entropy(logits[counts], targets[counts])
+        labels = torch.full_like(ids, -100)  # no label; a place that does not count may be that of one that does
+        labels[index[0].expand_as(places)[counts], places[counts]] = targets[counts]
+        return model(**inputs, labels=labels).loss
 
     def run(steps):
         for _ in range(steps):
             (ids, _, places), (targets,), (weights,) = next(batches)
             ids, places, targets = (torch.tensor(x).long() for x in (ids, places, targets))
-            weights = torch.tensor(weights)
             optimizer.zero_grad()
-            logits = logits_at(ids, places)
-            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            loss = (losses * weights.flatten()).sum() / weights.sum()
+            loss = loss_of(ids, places, targets, torch.tensor(weights))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -204,6 +204,16 @@ def test_llama_draws(llama, monkeypatch, capsys):
     assert len(set(map(tuple, samples))) > 1
 
 
+def test_gpt2_writes_with_the_tiny_model():
+    short = ["--max-length", 12, "--text", "这家酒店", "--text", "这本书", "--seed", 3]
+    found = endings(run("basic_language_model_gpt2", *short))
+    assert list(found)[:2] == ["这家酒店", "这本书"]
+    for row in list(found.values())[:2]:
+        assert len(set(row)) == 3 and all(0 < len(text) < 40 and "[" not in text for text in row)
+    best = endings(run("basic_language_model_gpt2", *short, "--samples", 0))
+    assert [len(row) for row in list(best.values())[:2]] == [1, 1]
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_without_a_checkpoint_they_say_what_is_needed(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
