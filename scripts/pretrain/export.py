@@ -37,7 +37,7 @@ substitute for a full-sized pretrained model.
 | rows | {length} tokens |
 | steps | {step:,} updates, {tokens:.1f} million tokens, padding included |
 | time | {hours:.2f} h of training on 2 shared CPU cores ({speed:,.0f} tokens/s on average) |
-| held-out accuracy | {accuracy:.3f} of the predicted tokens, every one of a whole word |
+| held-out accuracy | {accuracy:.3f} of the predicted tokens |
 | held-out cross-entropy | {loss:.3f} nats; perplexity {perplexity:.1f} |
 
 The held-out texts are the last 2 % of the documents of each source. Always the commonest token is right for
@@ -72,6 +72,21 @@ def read_rows(run):
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
+def stages(run):
+    """[(settings, rows of curves.csv)] of the runs whose weights this one started from, oldest first, and its."""
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    before = Path(settings.get("checkpoint") or "").absolute().parent.parent  # FOLDER/checkpoint/FILE
+    earlier = stages(before) if settings.get("checkpoint") and (before / "settings.json").exists() else []
+    return [*earlier, (settings, read_rows(run))]
+
+
+def command_of(settings, rows):
+    """The command of a stage, and where it was stopped."""
+    step = int(rows[-1]["step"])
+    note = f"   # stopped after {step:,} updates" if step < settings["steps"] else ""
+    return settings["command"] + note
+
+
 def frequencies(settings):
     """(share of the commonest token, cross-entropy of the tokens' frequencies) on the held-out records."""
     counts, held_out = (
@@ -84,28 +99,39 @@ def frequencies(settings):
     return {"commonest": float(shares[counts.argmax()]), "unigram": float(-shares @ np.log(rates))}
 
 
-def facts_of(run, settings, builder, size):
-    """What the card says about a run."""
-    rows = read_rows(run)
-    last, step = rows[-1], int(rows[-1]["step"])
-    no_rate = f", mask rate {settings['mask_rate']}" if settings["objective"] == "gpt" else "-"
-    tokens = step * settings["batch_size"] * settings["accumulation"] * settings["length"]
+def objective_of(settings):
+    """What was predicted, in words."""
+    words = [settings["objective"]]
+    if settings["objective"] != "gpt":
+        words.append(f"mask rate {settings['mask_rate']}")
+    if settings.get("single_tokens"):
+        words.append(f"in {settings['single_tokens']:.0%} of the rows token by token, in the others by words")
+    return ", ".join(words)
+
+
+def facts_of(runs, builder, size):
+    """What the card says about the runs that a model went through."""
+    settings, last = runs[-1][0], runs[-1][1][-1]
+    steps = [int(rows[-1]["step"]) for _, rows in runs]
+    rows = [s["batch_size"] * s["accumulation"] * step for (s, _), step in zip(runs, steps, strict=True)]
+    tokens, hours = sum(rows) * settings["length"], sum(rows[-1]["hours"] for _, rows in runs)
     return frequencies(settings) | {
         "shape": f"{builder.model_type}, {builder.num_hidden_layers} layers, width {builder.hidden_size}, "
         f"{builder.num_attention_heads} heads, feed-forward {builder.intermediate_size}",
-        "weights": builder.model.count_params(), "size": size / 1e6, "vocab": builder.vocab_size, "step": step,
-        "length": settings["length"], "tokens": tokens / 1e6, "hours": last["hours"],
-        "speed": tokens / last["hours"] / 3600, "perplexity": last["perplexity"],
+        "weights": builder.model.count_params(), "size": size / 1e6, "vocab": builder.vocab_size,
+        "step": sum(steps), "length": settings["length"], "tokens": tokens / 1e6, "hours": hours,
+        "speed": tokens / hours / 3600, "perplexity": last["perplexity"],
         "accuracy": last.get("val_tokens_accuracy", last.get("val_accuracy", 0.0)),
         "loss": last.get("val_tokens_loss", last.get("val_loss", 0.0)),
-        "objective": f"{settings['objective']}, mask rate {settings['mask_rate']}".removesuffix(no_rate),
+        "objective": objective_of(settings), "command": "\n".join(command_of(*run) for run in runs),
     }
 
 
 def export(run, output, corpus=""):
     """Write the directory; returns the facts of its card."""
     run, output = Path(run), Path(output)
-    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    runs = stages(run)
+    settings = runs[-1][0]
     output.mkdir(parents=True, exist_ok=True)
     for path in (run / "checkpoint").iterdir():
         if path.suffix in (".json", ".txt"):
@@ -117,9 +143,9 @@ def export(run, output, corpus=""):
     heads = {"with_mlm": "linear", "with_nsp": settings["objective"] == "mlm+sop"} if is_bert else {}
     builder = build_transformer_model(str(run / "checkpoint"), return_keras_model=False, **heads)
     builder.save_weights_as_checkpoint(str(output / "model.safetensors"), dtype="float16")
-    facts = facts_of(run, settings, builder, (output / "model.safetensors").stat().st_size)
+    facts = facts_of(runs, builder, (output / "model.safetensors").stat().st_size)
     options = ', with_mlm="linear"' if is_bert else ""
-    card = CARD.format(name=output.name, options=options, corpus=corpus.strip(), command=settings["command"], **facts)
+    card = CARD.format(name=output.name, options=options, corpus=corpus.strip(), **facts)
     (output / "README.md").write_text(card, encoding="utf-8")
     return facts
 

@@ -54,6 +54,8 @@ class MaskedWords(Objective):
 
     Args (further):
         rate: share of a row's tokens that are predicted, in (0, 1).
+        single_tokens: share of the rows in which tokens are masked one by one (BERT), so that the model also sees words
+            of which a part is hidden, in [0, 1].
         sentence_order: split rows of one document at a sentence, exchange the halves of every other one, and ask which
             (ALBERT's objective); the second half has segment 1.
     Batch: ([ids [B, T], segments [B, T], places [B, P]], [targets [B, P]], [weights [B, P]]); with sentence_order
@@ -62,11 +64,11 @@ class MaskedWords(Objective):
 
     application = "encoder"
 
-    def __init__(self, length, tokenizer, *, rate=0.15, sentence_order=False):
+    def __init__(self, length, tokenizer, *, rate=0.15, single_tokens=0.0, sentence_order=False):
         super().__init__(length, tokenizer)
         if not 0 < rate < 1:
             raise ValueError(f"rate must be between 0 and 1; got {rate}. 0.15 is BERT's.")
-        self.rate, self.sentence_order = rate, sentence_order
+        self.rate, self.single_tokens, self.sentence_order = rate, single_tokens, sentence_order
         self.predictions = round(rate * length) + 1
 
     def batch(self, records, rng):
@@ -89,7 +91,10 @@ class MaskedWords(Objective):
         """Which tokens are predicted, bool [B, T]: words in random order while they fit into the row's share."""
         ordinary = self.is_ordinary[ids] & (np.cumsum(marks > 0, axis=1) > 0)
         # Words are numbered within their row; what is not ordinary gets a key behind all of them.
-        words = np.cumsum((marks >= WORD) | ~ordinary, axis=1)
+        starts = (marks >= WORD) | ~ordinary
+        if self.single_tokens:
+            starts |= rng.random((len(ids), 1)) < self.single_tokens
+        words = np.cumsum(starts, axis=1)
         keys = np.take_along_axis(rng.random((len(ids), self.length + 2)), words, axis=1)
         order = np.argsort(np.where(ordinary, keys, 2.0), axis=1, kind="stable")
         ordered = np.take_along_axis(words, order, axis=1)

@@ -47,10 +47,11 @@ class Rows(DataGenerator):
                 records = []
 
 
-def make_objective(name, length, tokenizer, rate):
+def make_objective(name, length, tokenizer, rate, single_tokens=0.0):
     """The objective of this name."""
     if name in ("mlm", "mlm+sop"):
-        return objectives.MaskedWords(length, tokenizer, rate=rate, sentence_order=name == "mlm+sop")
+        options = {"single_tokens": single_tokens, "sentence_order": name == "mlm+sop"}
+        return objectives.MaskedWords(length, tokenizer, rate=rate, **options)
     if name == "gpt":
         return objectives.NextToken(length, tokenizer)
     return objectives.SourceToTarget(length, tokenizer, rate=rate)
@@ -148,7 +149,7 @@ def train(args, callbacks=()):
     config = json.loads(Path(args.config).read_text(encoding="utf-8")) | {"vocab_size": tokenizer._vocab_size}
     length = json.loads((Path(args.shards) / "prepare.json").read_text(encoding="utf-8"))["length"]
     keep_settings(args, output, length)
-    objective = make_objective(args.objective, length, tokenizer, args.mask_rate)
+    objective = make_objective(args.objective, length, tokenizer, args.mask_rate, args.single_tokens)
     generator = Rows(Shards(find_shards(args.shards, "train")), args.batch_size, objective, seed=args.seed)
     valid = held_out(Shards(find_shards(args.shards, "valid")), objective, args.batch_size, args.validation_records)
     schedule = make_schedule(args.steps, args.warmup, args.decay)
@@ -210,6 +211,7 @@ def make_parser():
     add("--weight-decay", type=float, default=0.01, help="(%(default)s)")
     add("--dropout", type=float, default=0.0, help="(%(default)s)")
     add("--mask-rate", type=float, default=0.15, help="share of the tokens that are predicted (%(default)s)")
+    add("--single-tokens", type=float, default=0.0, help="share of rows whose tokens are masked one by one, in mlm")
     add("--local-heads", action="store_true", help="start the first layer's heads at the neighbouring tokens")
     add("--mixed-precision", choices=["bfloat16", "float16"], help="default: float32")
     add("--jit", action="store_true", help="compile with XLA on TensorFlow; JAX always does")

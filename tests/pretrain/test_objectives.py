@@ -66,6 +66,15 @@ def test_words_are_chosen_as_a_whole_and_anew_each_time(tokenizer):
     assert {number for at in seen for number in word[np.array(at)]} == set(word)  # every word has its turn
 
 
+def test_some_rows_are_masked_token_by_token(tokenizer):
+    objective = objectives.MaskedWords(T, tokenizer, rate=0.3, single_tokens=0.5)
+    rng = np.random.default_rng(0)
+    record = np.array([rng.choice(objective.ordinary, 20), [3, 0] * 10])  # words of two tokens
+    chosen = objective.choose(*objective.rows([record] * 400), rng)[:, 1:21].reshape(400, 10, 2)
+    halves = (chosen[..., 0] != chosen[..., 1]).any(axis=1)
+    assert 0.4 < halves.mean() < 0.6
+
+
 def test_sentence_order_exchanges_half_of_what_can_be(rows, tokenizer):
     objective = objectives.MaskedWords(T, tokenizer, rate=0.15, sentence_order=True)
     labels, usable = [], []

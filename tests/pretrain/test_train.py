@@ -144,6 +144,10 @@ def test_a_run_starts_from_a_checkpoint(arguments, tmp_path, tolerance):
     train.train(arguments("second", learning_rate=1e-12, steps=2, checkpoint=checkpoint))
     before, after = (rows_of(tmp_path / name)[-1]["val_loss"] for name in ("first", "second"))
     assert after == pytest.approx(before, rel=10 * tolerance)
+    facts = export.export(tmp_path / "second", tmp_path / "small")
+    assert facts["step"] == 6 + 2 and facts["loss"] == after
+    first, second = facts["command"].split("\n")
+    assert f"--output {tmp_path / 'first'}" in first and f"--checkpoint {checkpoint}" in second
 
 
 def test_a_killed_run_goes_on_to_the_same_curve(arguments, tmp_path, tolerance):
