@@ -22,10 +22,10 @@ from bert4x.tokenizers import Tokenizer
 TINY = Path(__file__).resolve().parent / "pretrained" / "bert_tiny_zh"  # 3 layers of width 192
 TEXTS = [
     "这家酒店的服务态[MASK]很好，下次还会来。",
-    "房间很[MASK]净，早餐也很丰[MASK]。",
-    "这本书的内[MASK]非常精[MASK]，值得一看。",
-    "他毕业于北京大[MASK]，现任公司总经[MASK]。",
-    "今天天[MASK]很好，我们一起去公[MASK]吧。",
+    "房间很干[MASK]，早餐[MASK]不错。",
+    "我觉得这本书很[MASK]，推[MASK]大家看。",
+    "电[MASK]的屏幕很清[MASK]。",
+    "你喜欢看什么电[MASK]？",
     "中国的首都是[MASK]京。",
 ]
 

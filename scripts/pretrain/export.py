@@ -43,6 +43,8 @@ substitute for a full-sized pretrained model.
 The held-out texts are the last 2 % of the documents of each source. Always the commonest token is right for
 {commonest:.3f} of them, and frequencies alone give a cross-entropy of {unigram:.3f} nats.
 
+The curves are those of the last command below.
+
 ![curves](curves.png)
 
 ## Corpus
