@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bert4x.models import build_transformer_model, save_pretrained
-from bert4x.snippets import AutoRegressiveDecoder, BadWords, Generator, Sample, set_seed
+from bert4x.snippets import AutoRegressiveDecoder, BadWords, Beam, Generator, Sample, set_seed
 from bert4x.tokenizers import BpeTokenizer, CPMTokenizer, Tokenizer
 from tests.conftest import ROOT
 from tests.examples.conftest import run
@@ -26,7 +26,7 @@ SIZE = {
 }
 CHARACTERS = list("今天气不错双十一我们出去玩很好，。")
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
-SCRIPTS = ("gpt2_ml", "cpm_lm", "nezha_gen_gpt", "llama")
+SCRIPTS = ("gpt2", "gpt2_ml", "cpm_lm", "nezha_gen_gpt", "llama")
 
 
 def run_here(monkeypatch, name, *flags):
@@ -204,14 +204,30 @@ def test_llama_draws(llama, monkeypatch, capsys):
     assert len(set(map(tuple, samples))) > 1
 
 
-def test_gpt2_writes_with_the_tiny_model():
-    short = ["--max-length", 12, "--text", "这家酒店", "--text", "这本书", "--seed", 3]
-    found = endings(run("basic_language_model_gpt2", *short))
-    assert list(found)[:2] == ["这家酒店", "这本书"]
+def test_gpt2(tmp_path, monkeypatch, capsys):
+    names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+    names |= {"max_position_embeddings": "n_positions"}
+    config = {"model_type": "gpt2", "vocab_size": len(TOKENS), **{new: SIZE[old] for old, new in names.items()}}
+    set_seed(1)
+    tokenizer = Tokenizer({token: i for i, token in enumerate(TOKENS)}, do_lower_case=True)
+    model = build_transformer_model(config, initializer_range=0.5)
+    save_pretrained(model, tokenizer, tmp_path)
+    texts = ["今天", "双十一，我们" * 20]
+    flags = ["--max-length", 12, "--seed", 3, *(word for text in texts for word in ("--text", text))]
+    run_here(monkeypatch, "gpt2", "--checkpoint", tmp_path, *flags)
+    found = endings(capsys.readouterr().out)
+    assert list(found)[:2] == texts
     for row in list(found.values())[:2]:
-        assert len(set(row)) == 3 and all(0 < len(text) < 40 and "[" not in text for text in row)
-    best = endings(run("basic_language_model_gpt2", *short, "--samples", 0))
-    assert [len(row) for row in list(best.values())[:2]] == [1, 1]
+        assert len(set(row)) == 3 and all(0 < len(text) <= 12 and "[" not in text for text in row)
+    # The best continuation of a beam, of what room the table of 64 positions leaves.
+    run_here(monkeypatch, "gpt2", "--checkpoint", tmp_path, *flags, "--samples", 0)
+    best = list(endings(capsys.readouterr().out).values())
+    writer = Generator(model, tokenizer.token_to_id("[SEP]"))
+    prompts = [tokenizer.encode(text, maxlen=53, truncate_from="left")[0][:-1] for text in texts]
+    never = BadWords([[i] for i in (0, 1, 2, 4)])
+    expected = [tokenizer.decode(ids).replace("[SEP]", "") for ids in writer.generate(
+        prompts, 12, strategy=Beam(4), processors=[never])]
+    assert [row[0] for row in best[:2]] == expected
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
