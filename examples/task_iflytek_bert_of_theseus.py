@@ -9,8 +9,9 @@ Data:    as for task_iflytek_adversarial_training.py: --data PATH to CLUE's IFLY
 Command: python examples/task_iflytek_bert_of_theseus.py           (with pretrained/bert_tiny_zh: 3 blocks to 1)
          python examples/task_iflytek_bert_of_theseus.py --smoke   (the same, short)
          python examples/task_iflytek_bert_of_theseus.py --checkpoint FOLDER_OF_A_CHINESE_BERT   (12 blocks to 6)
-Score:   accuracy of --smoke, seed 0, on the 850 texts of the validation: @TH@
-Time:    --smoke @TH_T@.
+Score:   accuracy of --smoke, seed 0, on the 850 texts of the validation: 3 blocks 0.255, the first alone
+         0.034, after replacing 0.176, one block at the end 0.252; commonest class 0.082, naive Bayes 0.374.
+Time:    --smoke 396 s, 249 s of CPU, on 2 busy cores.
 """
 
 import argparse

@@ -9,9 +9,10 @@ Command: python examples/task_multilabel_classification.py            (the tiny 
          python examples/task_multilabel_classification.py --checkpoint FOLDER_OF_A_CHINESE_BERT
          ... --losses zlpr sum mean    (also binary cross-entropy, summed and averaged over the classes)
 Score:   micro- and macro-F1 on the test, --smoke, seed 0; the same with the threshold that is best for validation
-@ML@
+             ZLPR                               0.814 0.661    0.816 0.696
+             binary cross-entropy, summed       0.540 0.131    0.630 0.255
              (micro) the commonest label 0.135; the last part of the label's name is in the text 0.614
-Time:    --smoke @ML_T@.
+Time:    --smoke 915 s, 617 s of CPU, on 2 busy cores.
 """
 
 import argparse

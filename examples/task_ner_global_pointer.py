@@ -7,9 +7,9 @@ Data:    --data PATH: a folder with train.*, dev.* and test.*, or the common beg
 Command: python examples/task_ner_global_pointer.py            (the tiny BERT in pretrained/bert_tiny_zh)
          python examples/task_ner_global_pointer.py --smoke    (the same, short)
          python examples/task_ner_global_pointer.py --checkpoint FOLDER_OF_A_CHINESE_BERT
-Score:   micro-F1 of entities on the test, --smoke, seed 0: @PTR@; with --no-rotary @PTRN@; a gazetteer of the training data
-         0.520; the most that length 100 allows @NERC@.
-Time:    --smoke @PTR_T@.
+Score:   micro-F1 of entities on the test, --smoke, seed 0: 0.881; with --no-rotary 0.770; a gazetteer of the
+         training data 0.520; the most that length 100 allows 0.965.
+Time:    --smoke 359 s, 316 s of CPU, on 2 busy cores.
 """
 
 import argparse

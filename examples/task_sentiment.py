@@ -9,10 +9,10 @@ Command: python examples/task_sentiment.py             (the tiny BERT in pretrai
          python examples/task_sentiment.py --resume    (after an interruption, with the other flags as before)
 Score:   accuracy on the 2,111 reviews of the test; in brackets the 1,393 of them that occur in no other split.
              always the same answer                0.502
-             the tiny BERT, --smoke                @SENT@    seed 0
+             the tiny BERT, --smoke                0.872 (0.867)    seed 0
              naive Bayes                           0.906 (0.873)    at length 64; 0.895 (0.864) at length 128
          A tiny model is no better than naive Bayes. That takes a full-sized one.
-Time:    --smoke @SENT_T@.
+Time:    --smoke 275 s, 268 s of CPU, on 2 busy cores.
 """
 
 import argparse

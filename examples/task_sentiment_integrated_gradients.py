@@ -10,8 +10,12 @@ Command: python examples/task_sentiment_integrated_gradients.py             (the
          python examples/task_sentiment_integrated_gradients.py --smoke     (the same, short)
          python examples/task_sentiment_integrated_gradients.py --checkpoint FOLDER_OF_A_CHINESE_BERT
 Score:   on 200 reviews of the test, when 3 of a review's tokens are deleted: fall of the predicted class's probability,
-@IG@
-Time:    --smoke @IG_T@.
+         which is 0.890 on average. The tiny BERT, --smoke (400 steps, test accuracy 0.870), seed 0:
+             the 3 with the largest shares     0.220
+             3 random ones                     0.029
+             the 3 with the smallest          -0.041     (the probability rises)
+         The shares miss their sum by 0.009% with 100 points. The surer a model, the more points.
+Time:    --smoke 467 s, 446 s of CPU, on 2 busy cores.
 """
 
 import argparse

@@ -7,9 +7,9 @@ Data:    --data PATH: a folder with *train*, perhaps *dev*, and *test*, or the c
 Command: python examples/task_sequence_labeling_cws_crf.py            (the tiny BERT in pretrained/bert_tiny_zh)
          python examples/task_sequence_labeling_cws_crf.py --smoke    (the same, short)
          python examples/task_sequence_labeling_cws_crf.py --checkpoint FOLDER_OF_A_CHINESE_BERT
-Score:   word F1 on the first 1,000 lines of the test, --smoke, seed 0: @CWS@; the best tag of each token alone @CWSA@;
+Score:   word F1 on the first 1,000 lines of the test, --smoke, seed 0: 0.870; the best tag of each token alone 0.815;
          longest match with the words of the training data 0.841; each character a word 0.323.
-Time:    --smoke @CWS_T@.
+Time:    --smoke 257 s, 229 s of CPU, on 2 busy cores.
 """
 
 import argparse

@@ -7,9 +7,9 @@ Data:    --data PATH: a folder with train.*, dev.* and test.*, or the common beg
 Command: python examples/task_sequence_labeling_ner_memm.py            (the tiny BERT in pretrained/bert_tiny_zh)
          python examples/task_sequence_labeling_ner_memm.py --smoke    (the same, short)
          python examples/task_sequence_labeling_ner_memm.py --checkpoint FOLDER_OF_A_CHINESE_BERT
-Score:   micro-F1 of entities on the test, --smoke, seed 0: @MEMM@; the best tag of each token alone @MEMMA@; a gazetteer
-         of the training data 0.520; the most that length 100 allows @NERC@.
-Time:    --smoke @MEMM_T@.
+Score:   micro-F1 of entities on the test, --smoke, seed 0: 0.878; the best tag of each token alone 0.819; a gazetteer
+         of the training data 0.520; the most that length 100 allows 0.965.
+Time:    --smoke 236 s, 227 s of CPU, on 2 busy cores.
 """
 
 import argparse
