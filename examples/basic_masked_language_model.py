@@ -6,8 +6,8 @@ Model:   --checkpoint FOLDER of a Chinese BERT (Google's or HuggingFace's files,
          model), or --config FILE --checkpoint FILE --vocab FILE. Without it the tiny one in pretrained/bert_tiny_zh,
          which knows common words and phrases, and little of the world.
 Command: python examples/basic_masked_language_model.py [--text "服务态[MASK]很好。"] [--text ...]
-Score:   of the 9 blanks in the texts below 7 are filled with what anybody would say (服务态度, 干净, 推荐, 北京 ...), 2 are
-         not (电池的屏幕, 看什么电话). Of held-out texts it fills 26% of the blanks rightly; the commonest token alone 4%.
+Score:   of the 9 blanks in the texts below 7 make sense (服务态度, 干净, 推荐, 北京 ...), 2 do not (电池的屏幕,
+         看什么电话). It fills 26% of the blanks of held-out texts rightly; the commonest token alone 4%.
 Time:    a few seconds.
 """
 
