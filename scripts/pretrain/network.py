@@ -39,6 +39,8 @@ def build(config, objective, *, checkpoint=None, dropout_rate=0.0, local_heads=F
         dropout_rate: of the hidden states and the attention.
         local_heads: start as `set_local_heads` says.
     """
+    if checkpoint and local_heads:
+        raise ValueError("local_heads would overwrite the first layer of the checkpoint; give one of the two.")
     rates = {"dropout_rate": dropout_rate, "attention_dropout_rate": dropout_rate}
     options = {"application": objective.application, "return_keras_model": False, **rates, **_head(config, objective)}
     builder = build_transformer_model(config, checkpoint_path=checkpoint or False, **options)

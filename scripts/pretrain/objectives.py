@@ -68,6 +68,8 @@ class MaskedWords(Objective):
         super().__init__(length, tokenizer)
         if not 0 < rate < 1:
             raise ValueError(f"rate must be between 0 and 1; got {rate}. 0.15 is BERT's.")
+        if not 0 <= single_tokens <= 1:
+            raise ValueError(f"single_tokens must be a share of the rows, from 0 to 1; got {single_tokens}.")
         self.rate, self.single_tokens, self.sentence_order = rate, single_tokens, sentence_order
         self.predictions = round(rate * length) + 1
 

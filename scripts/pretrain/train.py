@@ -52,6 +52,8 @@ def make_objective(name, length, tokenizer, rate, single_tokens=0.0):
     if name in ("mlm", "mlm+sop"):
         options = {"single_tokens": single_tokens, "sentence_order": name == "mlm+sop"}
         return objectives.MaskedWords(length, tokenizer, rate=rate, **options)
+    if single_tokens:
+        raise ValueError(f"--single-tokens belongs to mlm and mlm+sop; got it with {name}. Leave it out.")
     if name == "gpt":
         return objectives.NextToken(length, tokenizer)
     return objectives.SourceToTarget(length, tokenizer, rate=rate)

@@ -104,7 +104,8 @@ def test_blanks_are_filled_by_the_head(huggingface_folder, tiny_model):
 
 def test_the_tiny_model_knows_common_words():
     output = run("basic_masked_language_model")
-    assert "服务态度很好" in output and len(blanks(output)) >= 6
+    assert all(words in output for words in ("服务态度很好", "房间很干净", "推荐大家看", "首都是北京"))
+    assert len(blanks(output)) == 9
 
 
 def test_uncased_model_gets_cased_rows(google_flags, tmp_path):

@@ -18,6 +18,7 @@ VAT, IG, ALBERT = (
 def test_vat_learns_from_the_sample(tmp_path):
     output = run(VAT, *SHORT, "--labeled", 64, "--epochs", 2, "--steps", 30, "--output", tmp_path)
     assert "64 with label, 69 without, 45 to test" in output
+    assert "perturbations of length 0.498" in output  # 0.3 times the mean length of a row of bert_tiny_zh
     scores = result(output)
     assert min(scores["metric"], scores["plain"]) > scores["baseline"] + 0.1
     assert scores["metric"] <= scores["ceiling"] == 1

@@ -124,3 +124,5 @@ def test_unilm_predicts_the_target_or_masked_words_of_a_source(rows, tokenizer):
 def test_a_rate_must_be_a_share(tokenizer):
     with pytest.raises(ValueError, match="between 0 and 1"):
         objectives.MaskedWords(T, tokenizer, rate=1.5)
+    with pytest.raises(ValueError, match="single_tokens must be a share"):
+        objectives.MaskedWords(T, tokenizer, single_tokens=50)

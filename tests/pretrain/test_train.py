@@ -150,6 +150,13 @@ def test_a_run_starts_from_a_checkpoint(arguments, tmp_path, tolerance):
     assert f"--output {tmp_path / 'first'}" in first and f"--checkpoint {checkpoint}" in second
 
 
+def test_options_that_contradict_each_other_are_refused(arguments, tmp_path):
+    with pytest.raises(ValueError, match="local_heads would overwrite"):
+        train.train(arguments("both", local_heads=True, checkpoint=tmp_path / "model.safetensors"))
+    with pytest.raises(ValueError, match="--single-tokens belongs to mlm"):
+        train.train(arguments("gpt", GPT, objective="gpt", single_tokens=0.5))
+
+
 def test_a_killed_run_goes_on_to_the_same_curve(arguments, tmp_path, tolerance):
     options = {"dropout": 0.1, "steps": 8, "objective": "mlm+sop"}
     train.train(arguments("whole", **options))
