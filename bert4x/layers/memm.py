@@ -63,12 +63,15 @@ class MaximumEntropyMarkovModel(ChainLayer):
         # The first token is on its own forwards, the last real one backwards.
         forward = self._rows(ops.roll(labels, 1, axis=1), backward=False) * before
         backward = self._rows(ops.roll(labels, -1, axis=1), backward=True) * after
-        total = 0.0
-        for moved, has in ((forward, before), (backward, after)):
-            logits = (scores + moved) * (1 - 0.5 * has) if self.halve else scores + moved
-            right = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)[..., 0]
-            total = total + ops.sum((ops.logsumexp(logits, axis=-1) - right) * real)
-        return 0.5 * total / ops.maximum(ops.sum(real), 1.0)
+        shares = (1 - 0.5 * before, 1 - 0.5 * after) if self.halve else (1, 1)
+        normalizers = sum(
+            ops.logsumexp((scores + moved) * share, axis=-1)
+            for moved, share in zip((forward, backward), shares, strict=True)
+        )
+        # What the labels themselves score. Both directions have the same transitions, though at neighbouring steps.
+        right = scores * sum(shares) + forward * (1 if self.halve else 2)
+        right = ops.take_along_axis(right, ops.expand_dims(labels, -1), axis=-1)[..., 0]
+        return 0.5 * ops.sum((normalizers - right) * real) / ops.maximum(ops.sum(real), 1.0)
 
     def call(self, inputs, mask=None, mode="scores", count=None, direction=None):
         if direction is None:

@@ -92,12 +92,40 @@ class _BlockSelfAttention(MultiHeadAttention):
         """The rule of who sees whom, besides padding."""
         return self._pattern() & Causal() if self.causal else self._pattern()
 
-    def _block_weights(self, scores, allowed, training):
-        if self.normalization == "softmax":
-            # A real query sees itself, and padded ones give zeros whatever their weights are: no row needs the care
-            # that `attention_normalize` takes of rows without allowed keys, which is a copy of all weights.
-            scores, allowed = ops.where(allowed, scores, ops.cast(masked_logit(scores.dtype), scores.dtype)), None
-        return self.dropout(attention_normalize(scores, allowed, method=self.normalization), training=training)
+    def _attend_within(self, q, k, v, real, training):
+        """o [B r, H, L, head_size] of q (scaled) and k [B r, H, L, K], v, and real [B r, L]: which keys count."""
+        length = ops.shape(q)[2]
+        q, k, v, real = (_blocks(x, self._block or length, axis) for x, axis in ((q, 2), (k, 2), (v, 2), (real, 1)))
+        axes, keys, values, allowed = zip(*self._parts(k, v, real), strict=True)
+        scores = [ops.einsum(f"bhxik,{axis}->bhxij", q, part) for axis, part in zip(axes, keys, strict=True)]
+        weights, total = self._weights(scores, allowed)
+        weights = [self.dropout(part, training=training) for part in weights]
+        o = sum(ops.einsum(f"bhxij,{axis}->bhxik", *pair) for axis, *pair in zip(axes, weights, values, strict=True))
+        return ops.reshape(o / total, (-1, self.heads, length, self.head_size))
+
+    def _weights(self, scores, allowed):
+        """Weights of all parts of the scores, to be divided by the total that comes with them."""
+        if self.normalization != "softmax" or scores[0].dtype == "float16":  # too narrow for sums not yet divided
+            return self._normalized(scores, allowed), 1
+        # Softmax, except that the sums of values are divided in the end, not the weights: parts need not be joined, and
+        # the gradient needs no sum over products of weights and their gradients. Every real query is allowed itself.
+        scores, dtype = [ops.cast(part, "float32") for part in scores], scores[0].dtype
+        logits = [ops.where(*pair, masked_logit("float32")) for pair in zip(allowed, scores, strict=True)]
+        top = functools.reduce(ops.maximum, [ops.max(part, axis=-1, keepdims=True) for part in logits])
+        weights = [ops.exp(part - ops.stop_gradient(top)) for part in logits]
+        total = sum(ops.sum(part, axis=-1, keepdims=True) for part in weights)
+        return [ops.cast(part, dtype) for part in weights], ops.cast(total, dtype)
+
+    def _normalized(self, scores, allowed):
+        """Weights of all parts of the scores."""
+        allowed = [ops.broadcast_to(part, ops.shape(x)) for part, x in zip(allowed, scores, strict=True)]
+        joint = ops.concatenate(scores, axis=-1), ops.concatenate(allowed, axis=-1)
+        weights, parts = attention_normalize(*joint, method=self.normalization), []
+        for part in scores:
+            size = ops.shape(part)[-1]
+            parts.append(weights[..., :size])
+            weights = weights[..., size:]
+        return parts
 
     def _pattern(self):
         raise NotImplementedError(f"{type(self).__name__} must define _pattern")
@@ -110,22 +138,29 @@ class _BlockSelfAttention(MultiHeadAttention):
     def _multiple(self):
         raise NotImplementedError(f"{type(self).__name__} must define _multiple")
 
-    def _attend_within(self, q, k, v, real, training):
-        """o [B r, H, L, head_size] of q (scaled) and k [B r, H, L, K], v, and real [B r, L]: which keys count."""
-        raise NotImplementedError(f"{type(self).__name__} must define _attend_within")
+    @property
+    def _block(self):
+        """Number of queries in a block; None: all of a class."""
+        return None
 
-    def _near_keys(self, x, axis):
-        """[..., X, w, ...] -> [..., X, 3 w, ...]: each block between its neighbours; causal: 2 w, not the one after."""
-        edge = [(0, 0)] * len(x.shape)
-        edge[axis] = (1, 0) if self.causal else (1, 1)
-        x, last = ops.pad(x, edge), sum(edge[axis])
-        parts = [slice(i, i - last or None) for i in range(last + 1)]
-        return ops.concatenate([x[(slice(None),) * axis + (part,)] for part in parts], axis=axis + 1)
+    def _parts(self, k, v, real):
+        """[(axes, keys, values, allowed)] for queries [B r, H, X, i, K] (bhxik) in X blocks of i.
 
-    def _offsets(self, width):
-        """Offsets of the keys of `_near_keys` from the queries of a block, [w, 3 w or 2 w]."""
-        keys = ops.arange(width * (2 if self.causal else 3)) - width
-        return keys[None, :] - ops.arange(width)[:, None]
+        j counts the keys of a part, so that its axes are bhxjk where keys [B r, H, X, j, K] belong to a block of
+        queries; allowed, bool, can be broadcast to the scores [B r, H, X, i, j].
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define _parts")
+
+    def _near_parts(self, k, v, real, reach):
+        """The keys at most `reach` away, of a query's own block and of the one on each side, in parts for `_parts`."""
+        places = ops.arange(self._block)
+        parts = []
+        for shift in (0, -1) if self.causal else (0, -1, 1):
+            offsets = places[None, :] - places[:, None] + shift * self._block
+            allowed = (offsets >= -reach) & (offsets <= (0 if self.causal else reach))
+            keys, values, real_keys = (_shifted(x, shift, axis) for x, axis in ((k, 2), (v, 2), (real, 1)))
+            parts.append(("bhxjk", keys, values, real_keys[:, None, :, None, :] & allowed))
+        return parts
 
     def compute_output_spec(self, inputs, mask=None, p_bias=None, training=None):
         x = self._listed(inputs, p_bias)[0]
@@ -169,13 +204,12 @@ class AtrousSelfAttention(_BlockSelfAttention):
     def _multiple(self):
         return self.rate
 
-    def _attend_within(self, q, k, v, real, training):
-        allowed = real[:, None, None, :]
+    def _parts(self, k, v, real):
+        allowed = real[:, None, :, None, :]
         if self.causal:
-            places = ops.arange(ops.shape(q)[2])
+            places = ops.arange(ops.shape(k)[3])
             allowed = allowed & (places[None, :] <= places[:, None])
-        weights = self._block_weights(ops.einsum("bhxk,bhyk->bhxy", q, k), allowed, training)
-        return ops.einsum("bhxy,bhyk->bhxk", weights, v)
+        return [("bhxjk", k, v, allowed)]
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate}
@@ -219,16 +253,8 @@ class LocalSelfAttention(_BlockSelfAttention):
     def _multiple(self):
         return self.rate * self._block
 
-    def _attend_within(self, q, k, v, real, training):
-        shape, block = ops.shape(q), self._block
-        q, k, v = (_blocks(part, block, 2) for part in (q, k, v))
-        allowed = self._near_keys(_blocks(real, block, 1), 1)[:, None, :, None, :]
-        offsets = self._offsets(block)
-        near = offsets <= 0 if self.causal else offsets <= self.neighbors
-        allowed = allowed & near & (offsets >= -self.neighbors)
-        scores = ops.einsum("bhxwk,bhxsk->bhxws", q, self._near_keys(k, 2))
-        o = ops.einsum("bhxws,bhxsk->bhxwk", self._block_weights(scores, allowed, training), self._near_keys(v, 2))
-        return ops.reshape(o, (-1, self.heads, shape[2], self.head_size))
+    def _parts(self, k, v, real):
+        return self._near_parts(k, v, real, self.neighbors)
 
     def get_config(self):
         return {**super().get_config(), "neighbors": self.neighbors, "rate": self.rate}
@@ -238,8 +264,8 @@ class LocalSelfAttention(_BlockSelfAttention):
 class SparseSelfAttention(_BlockSelfAttention):
     """Attention of x to itself, dense near by and strided far away: |i - j| < r or (i - j) mod r = 0.
 
-    Two parts of scores for each block of r queries, far [X, r, X] (offset 0 is here) and near [X, r, 3 r], under one
-    softmax; H T (ceil(T / r) + 3 r) scores, O(T sqrt T) with r = sqrt T.
+    Two kinds of scores for X blocks of r queries, near [X, r, 3 r] and far [X, r, X], under one softmax;
+    H T (ceil(T / r) + 3 r) scores, O(T sqrt T) with r = sqrt T.
 
     Args:
         rate: r, at least 2.
@@ -260,33 +286,19 @@ class SparseSelfAttention(_BlockSelfAttention):
         return Strided(self.rate) | Window(self.rate)
 
     @property
+    def _block(self):
+        return self.rate
+
+    @property
     def _multiple(self):
         return self.rate
 
-    def _attend_within(self, q, k, v, real, training):
-        shape, rate = ops.shape(q), self.rate
-        q, k, v = (_blocks(part, rate, 2) for part in (q, k, v))
-        allowed = self._allowed(_blocks(real, rate, 1))
-        far = ops.einsum("bhxak,bhyak->bhxay", q, k)
-        near = ops.einsum("bhxak,bhxsk->bhxas", q, self._near_keys(k, 2))
-        weights = self._block_weights(ops.concatenate([far, near], axis=-1), allowed, training)
-        blocks = ops.shape(far)[-1]
-        far, near = weights[..., :blocks], weights[..., blocks:]
-        o = ops.einsum("bhxay,bhyak->bhxak", far, v) + ops.einsum("bhxas,bhxsk->bhxak", near, self._near_keys(v, 2))
-        return ops.reshape(o, (-1, self.heads, shape[2], self.head_size))
-
-    def _allowed(self, real):
-        """real [B, X, r] -> [B, 1, X, r, X + 3 r]: which far and near keys the queries see."""
-        batch, blocks, rate = ops.shape(real)
-        far = ops.swapaxes(real, 1, 2)[:, None]
-        if self.causal:
-            places = ops.arange(blocks)
-            far = far & (places[None, :] <= places[:, None])[:, None, :]
-        offsets = self._offsets(rate)
-        near = (offsets < (0 if self.causal else rate)) & (offsets > -rate) & (offsets != 0)
-        near = near & self._near_keys(real, 1)[:, :, None, :]
-        parts = [ops.broadcast_to(part, (batch, blocks, rate, ops.shape(part)[-1])) for part in (far, near)]
-        return ops.concatenate(parts, axis=-1)[:, None]
+    def _parts(self, k, v, real):
+        blocks = ops.arange(ops.shape(k)[2])
+        others = blocks[None, :] < blocks[:, None] if self.causal else blocks[None, :] != blocks[:, None]
+        allowed = others[:, None, :] & ops.swapaxes(real, 1, 2)[:, None, None]
+        far = "bhjik", k, v, allowed  # the keys at the query's place i in the other blocks j
+        return [*self._near_parts(k, v, real, self.rate - 1), far]
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate}
@@ -296,6 +308,15 @@ def _integer(name, value, least):
     if isinstance(value, bool) or value != int(value) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
     return int(value)
+
+
+def _shifted(x, shift, axis):
+    """The blocks before (shift -1), at (0) or after (1) each along an axis; zeros where there is none."""
+    if shift == 0:
+        return x
+    none = [(0, 0)] * len(x.shape)
+    none[axis] = (1, 0) if shift < 0 else (0, 1)
+    return ops.pad(x, none)[(slice(None),) * axis + (slice(None, -1) if shift < 0 else slice(1, None),)]
 
 
 def _blocks(x, size, axis):
