@@ -26,7 +26,7 @@ SIZE = {
 }
 CHARACTERS = list("今天气不错双十一我们出去玩很好，。")
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
-SCRIPTS = ("gpt2", "gpt2_ml", "cpm_lm", "nezha_gen_gpt", "llama")
+NEED_A_CHECKPOINT = ("gpt2_ml", "cpm_lm", "nezha_gen_gpt", "llama")
 
 
 def run_here(monkeypatch, name, *flags):
@@ -230,7 +230,17 @@ def test_gpt2(tmp_path, monkeypatch, capsys):
     assert [row[0] for row in best[:2]] == expected
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+def test_gpt2_comes_with_the_repository(monkeypatch, capsys):
+    """Three endings of three beginnings; of the hotel's they say what people say of hotels."""
+    run_here(monkeypatch, "gpt2")
+    found = endings(capsys.readouterr().out)
+    assert list(found)[:3] == ["这家酒店", "这本书", "中国"]
+    for row in list(found.values())[:3]:
+        assert len(set(row)) == 3 and all("[" not in text for text in row)
+    assert any(word in "".join(found["这家酒店"]) for word in ("房间", "服务", "酒店", "早餐", "位置", "环境"))
+
+
+@pytest.mark.parametrize("name", NEED_A_CHECKPOINT)
 def test_without_a_checkpoint_they_say_what_is_needed(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_here(monkeypatch, name)
