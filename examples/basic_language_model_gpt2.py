@@ -6,7 +6,7 @@ Model:   a GPT2 with a BERT vocabulary, as most Chinese ones have. By default pr
          of huggingface.co.
 Command: python examples/basic_language_model_gpt2.py [--text 这家酒店] [--samples 3 --topp 0.9] [--checkpoint FOLDER]
 Score:   the default model has a held-out perplexity of 133; reading is the test.
-Time:    not measured.
+Time:    4 s to compile and write.
 """
 
 import argparse
