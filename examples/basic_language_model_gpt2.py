@@ -6,7 +6,7 @@ Model:   a GPT2 with a BERT vocabulary, as most Chinese ones have. By default pr
          of huggingface.co.
 Command: python examples/basic_language_model_gpt2.py [--text 这家酒店] [--samples 3 --topp 0.9] [--checkpoint FOLDER]
 Score:   the default model has a held-out perplexity of 133; reading is the test.
-Time:    4 s to compile and write.
+Time:    9 s.
 """
 
 import argparse
@@ -32,6 +32,7 @@ parser.add_argument("--temperature", type=float, default=0.8, help="below 1 the 
 parser.add_argument("--max-length", type=int, default=48, help="longest ending, in tokens (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="seed of the draws (%(default)s)")
 args = parser.parse_args()
+
 texts = args.text or ["这家酒店", "这本书", "中国"]
 set_seed(args.seed)
 
