@@ -10,12 +10,12 @@ Command: python examples/task_iflytek_gradient_penalty.py           (the tiny BE
          ... --epsilon 0                                            (without the penalty, to compare)
 Score:   accuracy on the 850 texts of the validation, on which the epoch is picked too: CLUE's test has no labels.
              always the commonest class                    0.082
-             the tiny BERT, --smoke --epsilon 0            not measured
-             the tiny BERT, --smoke                        not measured
+             the tiny BERT, --smoke --epsilon 0            0.319
+             the tiny BERT, --smoke                        0.321    (1 seed: no difference)
              naive Bayes                                   0.374    at the same length, 64
          With a Chinese BERT-base, all 12,133 texts and length 128, expect 0.623, and 0.603 without the penalty
          (kexue.fm/archives/7234).
-Time:    not measured with the tiny BERT.
+Time:    --smoke 178 s, 295 s of CPU, on 2 cores; without the penalty 106 s.
 """
 
 import argparse
