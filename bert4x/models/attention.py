@@ -87,7 +87,7 @@ class SelfAttention(Options):
             self._check_blocks(biases)
             o, cache, *scores = layer([x, *terms], p_bias=position)
         else:
-            inputs = [x, *self._keys_and_values(x, name), *biases, *terms]
+            inputs = [x, *self._keys_and_values(x, name, walk), *biases, *terms]
             o, cache, *scores = layer(inputs, a_bias=len(biases) or None, p_bias=position, **walk.cache())
         walk.caches.append(cache)
         walk.scores = scores[0] if scores else None
@@ -102,8 +102,9 @@ class SelfAttention(Options):
                 f"application={self.application!r}. A causal one: attention_settings={{'causal': True, ...}}"
             )
 
-    def _keys_and_values(self, x, name):
-        """What keys and values are made of: x, behind the states that attention_caches gives for this layer."""
+    def _keys_and_values(self, x, name, walk):
+        """What keys and values are made of: x or what it sees, behind what attention_caches gives for this layer."""
+        x = x if walk.seen is None else walk.seen
         if name not in (self.attention_caches or {}):
             return x, x
         if self.attention_position or self.application != "encoder" or self.attention_class.counts_positions:

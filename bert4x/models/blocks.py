@@ -12,6 +12,7 @@ class Pass:
     position: the tensor that the family's attention takes as position term, or None.
     condition: the condition of all layer norms, or None.
     positions: position ids [B, T] given by the user, or None.
+    seen: states [B, S, D] of which self-attention makes keys and values where the queries are fewer; None: the queries.
     scores: the attention scores handed to the next layer (residual attention), or None.
     caches: one (keys, values) per call of self-attention, in order, made in this walk.
     context: encoder states for cross-attention, and context_masks: bool [B, S] each, which of them count.
@@ -28,6 +29,7 @@ class Pass:
     position: Any = None
     condition: Any = None
     positions: Any = None
+    seen: Any = None
     scores: Any = None
     caches: list = dataclasses.field(default_factory=list)
     context: Any = None

@@ -6,11 +6,13 @@
 Both run the same model: BERT with its head, float32, AdamW, the norm of the gradients clipped at 1, 15 % of the tokens
 predicted, no dropout. Each makes the steps that a training run makes: a batch from the pipeline, the step, its loss
 read at the end of a round. The loop is the one that people write, `model(ids, labels=labels).loss`, where the head goes
-over all tokens; ours projects the predicted ones only, with the same loss. `--same-head` gives transformers the same:
-its head on those places.
+over all tokens; ours walks the last block and the head for the predicted ones only, with the same loss. `--same-head`
+gives transformers that head. Each runs in a process of its own, since torch lost up to a quarter of its speed beside
+TensorFlow in one; the other waits.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
@@ -20,6 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `train.py` has it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretrain"))
 
 import keras
@@ -107,6 +110,37 @@ def seconds_of(function, *arguments):
     return time.perf_counter() - start
 
 
+def work(name, arguments, connection):
+    """Makes as many steps as it is told, and answers with their seconds; the first answer is whether it can."""
+    config = {
+        "vocab_size": arguments.vocab, "hidden_size": arguments.width, "num_hidden_layers": arguments.layers,
+        "num_attention_heads": 4, "intermediate_size": 4 * arguments.width, "hidden_act": "gelu",
+        "max_position_embeddings": 2 * arguments.length, "type_vocab_size": 2,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        rows, objective = pipeline(arguments, folder)
+        if name == "bert4x":
+            run = ours(config, objective, rows.forfit())
+        else:
+            run = theirs(config, endless(rows), arguments.same_head)
+        connection.send(run is not None)
+        while run is not None and (steps := connection.recv()):
+            connection.send(seconds_of(run, steps))
+
+
+def start(name, arguments):
+    """A function of a number of steps that gives their seconds, made in another process; None if it cannot."""
+    context = multiprocessing.get_context("spawn")
+    connection, other = context.Pipe()
+    context.Process(target=work, args=(name, arguments, other), daemon=True).start()
+
+    def run(steps):
+        connection.send(steps)
+        return connection.recv()
+
+    return run if connection.recv() else None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"width": 192, "layers": 4, "vocab": 7000, "rows": 32, "length": 128, "steps": 10, "repeats": 7}
@@ -114,37 +148,38 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--same-head", action="store_true", help="transformers' head on the predicted tokens only")
     arguments = parser.parse_args()
-    config = {
-        "vocab_size": arguments.vocab, "hidden_size": arguments.width, "num_hidden_layers": arguments.layers,
-        "num_attention_heads": 4, "intermediate_size": 4 * arguments.width, "hidden_act": "gelu",
-        "max_position_embeddings": 2 * arguments.length, "type_vocab_size": 2,
-    }
     print(f"backend {keras.backend.backend()}, {os.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as folder:
-        rows, objective = pipeline(arguments, folder)
-        batches = endless(rows)
-        runs = {"bert4x": ours(config, objective, rows.forfit())}
-        other = theirs(config, batches, arguments.same_head)
-        runs |= {"transformers": other} if other else {}
-        compare(runs, arguments, lambda steps: [next(batches) for _ in range(steps)])
+    runs = {name: start(name, arguments) for name in ("bert4x", "transformers")}
+    compare({name: run for name, run in runs.items() if run}, arguments)
 
 
-def compare(runs, arguments, feed):
+def compare(runs, arguments):
     """Alternate the runs; print tokens per second, their ratio, and the pipeline beside what the model takes."""
     for run in runs.values():
         run(3)  # compile and warm up
     times = {name: [] for name in runs}
     for _ in range(arguments.repeats):
         for name, run in runs.items():
-            times[name].append(seconds_of(run, arguments.steps))
+            times[name].append(run(arguments.steps))
     tokens = arguments.steps * arguments.rows * arguments.length
     for name, seconds in times.items():
         ratio = statistics.median(t / o for t, o in zip(seconds, times["bert4x"], strict=True))
         spread = f"{tokens / max(seconds):,.0f} .. {tokens / min(seconds):,.0f}"
         print(f"{name:13s} {tokens / statistics.median(seconds):8,.0f} tokens/s ({spread}), {ratio:.2f} x the time")
-    seconds = statistics.median(seconds_of(feed, 20 * arguments.steps) / 20 for _ in range(arguments.repeats))
+    seconds = seconds_of_batches(arguments)
     ratio = statistics.median(times["bert4x"]) / seconds
     print(f"pipeline      {tokens / seconds:8,.0f} tokens/s, {ratio:.0f} x what bert4x takes")
+
+
+def seconds_of_batches(arguments):
+    """What the pipeline alone takes for the batches of one round."""
+    with tempfile.TemporaryDirectory() as folder:
+        batches = endless(pipeline(arguments, folder)[0])
+        rounds = [
+            seconds_of(lambda: [next(batches) for _ in range(20 * arguments.steps)]) / 20
+            for _ in range(arguments.repeats)
+        ]
+    return statistics.median(rounds)
 
 
 if __name__ == "__main__":

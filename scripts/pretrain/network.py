@@ -2,18 +2,16 @@
 
 import numpy as np
 
-from bert4x.backend import batch_gather, keras
-from bert4x.models import build_transformer_model
+from bert4x.backend import batch_gather, keras, ops
+from bert4x.models import FAMILIES, build_transformer_model
 from bert4x.models.blocks import Pass
+from bert4x.models.gpt import LanguageModel
 
 SHARPNESS = 1.5  # of the local heads: weights of 0.7 or so on the neighbour
 
 
 class TokensAt(keras.layers.Layer):
-    """The hidden states [B, P, D] at the places [B, P] of [B, T, D].
-
-    The projection to the vocabulary then has only P rows, and the loss on them is the same.
-    """
+    """The hidden states [B, P, D] at the places [B, P] of [B, T, D]."""
 
     def call(self, inputs):
         return batch_gather(*inputs)
@@ -52,19 +50,41 @@ def build(config, objective, *, checkpoint=None, dropout_rate=0.0, local_heads=F
 
 def _head(config, objective):
     """Options for heads that return logits."""
-    if config.get("model_type", "bert") != "bert":
+    if issubclass(FAMILIES[config.get("model_type", "bert")], LanguageModel):
         return {"final_activation": "linear"}
-    return {"with_mlm": "linear", "with_nsp": getattr(objective, "sentence_order", False)}
+    order = getattr(objective, "sentence_order", False)
+    return {"with_mlm": "linear", "with_nsp": order, "output_hidden_states": objective.application == "encoder"}
 
 
 def _masked_model(builder, objective):
     places = keras.Input((objective.predictions,), dtype="int32", name="places")
-    states = builder.layers["MLM-Dense"].input
-    # `mlm` uses the builder's layers again, so that they are trained though the builder's own output is not used.
-    outputs = [_named(builder.mlm(TokensAt()([states, places]), Pass()), "tokens")]
+    # The builder's layers are used again, so that they are trained though the builder's own outputs are not used.
     if objective.sentence_order:
-        outputs.append(_named(builder.layers["NSP-Proba"].output, "order"))
-    return keras.Model([*builder.inputs, places], outputs)
+        states = _states_at(builder, ops.pad(places, ((0, 0), (1, 0))))  # [CLS] before the places
+        order = [_named(builder.layers["NSP-Proba"](builder.pool(states)), "order")]
+        states = states[:, 1:]
+    else:
+        states, order = _states_at(builder, places), []
+    tokens = _named(builder.mlm(states, Pass()), "tokens")
+    return keras.Model([*builder.inputs, places], [tokens, *order])
+
+
+def _states_at(builder, places):
+    """The last hidden states at these places, [B, P, D].
+
+    What only they need is computed for P rows: the head, and in the last block all but the keys and values. Outputs,
+    loss and gradients are those of all T rows. The whole last block is walked where its attention counts positions.
+    """
+    *_, before, last = builder.outputs  # the builder's outputs end with its hidden states
+    if _needs_all_queries(builder):
+        return TokensAt()([last, places])
+    return builder.block(TokensAt()([before, places]), builder.num_blocks - 1, Pass(seen=before))
+
+
+def _needs_all_queries(builder):
+    kind = builder.attention_class
+    positions = builder.attention_position or kind.counts_positions or kind.in_blocks
+    return positions or builder.attention_mask or builder.residual_attention_scores
 
 
 def _causal_model(builder, objective):

@@ -73,16 +73,29 @@ class Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_logits_at_the_places_are_those_of_the_whole_head(shards, tokenizer, tolerance):
-    objective = objectives.MaskedWords(24, tokenizer, sentence_order=True)
-    model, builder = network.build(BERT | {"vocab_size": tokenizer._vocab_size}, objective)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_hidden_layers": 2, "sentence_order": True},
+        {"model_type": "albert", "num_hidden_layers": 2},
+        {"model_type": "electra", "embedding_size": 8},
+        {"model_type": "roformer"},  # its attention counts positions: all queries
+        {"attention_variant": "local", "attention_settings": {"neighbors": 8}},  # in blocks: all queries
+    ],
+)
+def test_logits_at_the_places_are_those_of_the_whole_model(options, shards, tokenizer, tolerance):
+    options = {**options}
+    objective = objectives.MaskedWords(24, tokenizer, sentence_order=options.pop("sentence_order", False))
+    model, builder = network.build({**BERT, **options, "vocab_size": tokenizer._vocab_size}, objective)
     data = records.Shards(records.find_shards(shards, "train"))
     inputs, _, _ = objective.batch([data[i] for i in range(4)], np.random.default_rng(0))
-    tokens, order = model(inputs)
-    nsp, full = builder.model(inputs[:2])
+    found = model(inputs)
+    tokens, *order = found if objective.sentence_order else [found]
+    *expected_order, full = builder.model(inputs[:2])[: 1 + len(order)]
     expected = np.take_along_axis(runtime.to_numpy(full), inputs[2][..., None], axis=1)
     np.testing.assert_allclose(runtime.to_numpy(tokens), expected, atol=tolerance)
-    np.testing.assert_allclose(runtime.to_numpy(order), runtime.to_numpy(nsp), atol=tolerance)
+    for one, other in zip(order, expected_order, strict=True):
+        np.testing.assert_allclose(runtime.to_numpy(one), runtime.to_numpy(other), atol=tolerance)
     assert model.count_params() == builder.model.count_params()
 
 
