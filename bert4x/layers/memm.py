@@ -70,7 +70,8 @@ class MaximumEntropyMarkovModel(ChainLayer):
         )
         # What the labels themselves score. Both directions have the same transitions, though at neighbouring steps.
         right = scores * sum(shares) + forward * (1 if self.halve else 2)
-        right = ops.take_along_axis(right, ops.expand_dims(labels, -1), axis=-1)[..., 0]
+        chosen = ops.expand_dims(labels, -1) == ops.arange(right.shape[-1])  # XLA fuses a sum, not a gather
+        right = ops.sum(ops.where(chosen, right, 0.0), axis=-1)
         return 0.5 * ops.sum((normalizers - right) * real) / ops.maximum(ops.sum(real), 1.0)
 
     def call(self, inputs, mask=None, mode="scores", count=None, direction=None):
