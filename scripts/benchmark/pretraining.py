@@ -22,7 +22,8 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `train.py` has it
+if __name__ == "__main__":
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in `train.py`; the processes inherit it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretrain"))
 
 import keras

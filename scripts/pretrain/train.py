@@ -14,8 +14,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow leaves oneDNN's kernels off on processors without AVX-512; a step took 0.83 of the time with them on AVX2.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+if __name__ == "__main__":  # not where it is imported: the kernels then differ from those of a child process
+    # TensorFlow leaves oneDNN off on processors without AVX-512; a step took 0.83 of the time with it on AVX2.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import curves
 import network
