@@ -134,6 +134,7 @@ def start(name, arguments):
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
     context.Process(target=work, args=(name, arguments, other), daemon=True).start()
+    other.close()  # so that a process that fails ends the wait for it
 
     def run(steps):
         connection.send(steps)

@@ -3,9 +3,11 @@
 import numpy as np
 
 from bert4x.backend import batch_gather, keras, ops
-from bert4x.models import FAMILIES, build_transformer_model
+from bert4x.layers import MultiHeadAttention, TalkingHeadsAttention
+from bert4x.models import BERT, FAMILIES, build_transformer_model
+from bert4x.models.applications import LanguageModel
 from bert4x.models.blocks import Pass
-from bert4x.models.gpt import LanguageModel
+from bert4x.models.config import MODEL_TYPES
 
 SHARPNESS = 1.5  # of the local heads: weights of 0.7 or so on the neighbour
 
@@ -43,6 +45,8 @@ def build(config, objective, *, checkpoint=None, dropout_rate=0.0, local_heads=F
     options = {"application": objective.application, "return_keras_model": False, **rates, **_head(config, objective)}
     builder = build_transformer_model(config, checkpoint_path=checkpoint or False, **options)
     if local_heads:
+        if "Embedding-Position" not in builder.layers or builder.embedding_size != builder.hidden_size:
+            raise ValueError("local_heads need a learned position table as wide as the model; this one has none.")
         set_local_heads(builder)
     make = _masked_model if objective.application == "encoder" else _causal_model
     return make(builder, objective), builder
@@ -50,7 +54,11 @@ def build(config, objective, *, checkpoint=None, dropout_rate=0.0, local_heads=F
 
 def _head(config, objective):
     """Options for heads that return logits."""
-    if issubclass(FAMILIES[config.get("model_type", "bert")], LanguageModel):
+    name = config.get("model_type", "bert")
+    family = FAMILIES.get(MODEL_TYPES.get(name, name), BERT)  # what is unknown is refused where the model is built
+    if issubclass(family, LanguageModel):
+        if objective.application == "encoder":
+            raise ValueError(f"masked words need a relative of BERT; got model_type {name!r}. Use --objective gpt.")
         return {"final_activation": "linear"}
     order = getattr(objective, "sentence_order", False)
     return {"with_mlm": "linear", "with_nsp": order, "output_hidden_states": objective.application == "encoder"}
@@ -82,9 +90,8 @@ def _states_at(builder, places):
 
 
 def _needs_all_queries(builder):
-    kind = builder.attention_class
-    positions = builder.attention_position or kind.counts_positions or kind.in_blocks
-    return positions or builder.attention_mask or builder.residual_attention_scores
+    known = builder.attention_class in (MultiHeadAttention, TalkingHeadsAttention)  # others may count positions
+    return not known or builder.attention_position or builder.residual_attention_scores
 
 
 def _causal_model(builder, objective):
