@@ -81,7 +81,7 @@ def _states_at(builder, places):
     """The last hidden states at these places, [B, P, D].
 
     What only they need is computed for P rows: the head, and in the last block all but the keys and values. Outputs,
-    loss and gradients are those of all T rows. The whole last block is walked where its attention counts positions.
+    loss and gradients are those of all T rows. The whole last block is walked where its attention may count positions.
     """
     *_, before, last = builder.outputs  # the builder's outputs end with its hidden states
     if _needs_all_queries(builder):

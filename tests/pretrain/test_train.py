@@ -79,6 +79,7 @@ class Kill(keras.callbacks.Callback):
         {"num_hidden_layers": 2, "sentence_order": True},
         {"model_type": "albert", "num_hidden_layers": 2},
         {"model_type": "electra", "embedding_size": 8},
+        {"attention_variant": "talking_heads"},
         {"model_type": "roformer"},  # its attention counts positions: all queries
         {"attention_variant": "local", "attention_settings": {"neighbors": 8}},  # in blocks: all queries
     ],
@@ -97,6 +98,22 @@ def test_logits_at_the_places_are_those_of_the_whole_model(options, shards, toke
     for one, other in zip(order, expected_order, strict=True):
         np.testing.assert_allclose(runtime.to_numpy(one), runtime.to_numpy(other), atol=tolerance)
     assert model.count_params() == builder.model.count_params()
+
+
+def test_networks_that_cannot_be_are_refused(tokenizer):
+    size = {"vocab_size": tokenizer._vocab_size}
+    masked = objectives.MaskedWords(24, tokenizer)
+    with pytest.raises(ValueError, match="need a relative of BERT"):
+        network.build(GPT | size, masked)
+    with pytest.raises(ValueError, match="none of ours"):
+        network.build({**BERT, "model_type": "deberta", **size}, masked)
+    with pytest.raises(ValueError, match="learned position table"):
+        network.build({**BERT, "model_type": "roformer", **size}, masked, local_heads=True)
+
+
+def test_huggingface_names_of_families_are_understood(tokenizer):
+    config = GPT | {"model_type": "openai-gpt", "vocab_size": tokenizer._vocab_size}
+    assert network.build(config, objectives.NextToken(24, tokenizer))[1].model_type == "openai-gpt"
 
 
 def test_local_heads_start_at_the_neighbours():
